@@ -1,0 +1,186 @@
+"""Step-labelled data in and out: the TRL stepwise layout, with counts.
+
+One row is one response to one prompt:
+
+    {"prompt": str | messages, "completions": [step, ...], "labels": [bool | float | null, ...],
+     "successes": [k, ...], "trials": [n, ...], "undecided": [u, ...],
+     "problem_id": str, "sample": int, "stop_reason": str, "source": str, "provenance": {...}, "token_ids": [...]}
+
+The first three are the layout public sets use; a row with nothing else is read as one trial a step (a float
+label p as p successes in one trial). Ours keeps how many of how many roll-outs succeeded, never only the ratio.
+A step with no trials has the label null and takes no part in the loss. `token_ids` stands only where the
+sampled ids differ from encoding the text, so that nothing is lost and files stay small.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from verifiers.core import Problem, Prompt, Response, StopReason
+from verifiers.errors import ConfigError, DataError
+from verifiers.jsonl import read_jsonl
+from verifiers.steps import BLANK_LINE
+
+LabelKind: TypeAlias = Literal["hard", "soft"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRow:
+    """A response with, for every step, how many of how many roll-outs from it succeeded."""
+
+    prompt: Prompt
+    completions: tuple[str, ...]
+    successes: tuple[float, ...]
+    """Successful trials a step; fractional where a public set gives a soft label."""
+    trials: tuple[int, ...]
+    """Decided trials a step; 0 means unlabelled."""
+    undecided: tuple[int, ...] = ()
+    """Trials without a verdict a step: neither success nor failure."""
+    problem_id: str = ""
+    sample: int = 0
+    stop_reason: StopReason = StopReason.STOP
+    source: str = ""
+    """`response` for a labelled response, `rollout` for a roll-out kept as a response of its own."""
+    token_ids: tuple[int, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Policy, sampling, seed and method that made the labels."""
+
+    def __post_init__(self) -> None:
+        if not self.completions:
+            raise DataError(f"a stepwise row needs at least one step; problem {self.problem_id!r} has none")
+        for name in ("successes", "trials"):
+            if len(getattr(self, name)) != len(self.completions):
+                raise DataError(
+                    f"{name!r} must have one entry a step; got {len(getattr(self, name))} for "
+                    f"{len(self.completions)} steps (problem {self.problem_id!r})"
+                )
+        if any(not 0 <= s <= n for s, n in zip(self.successes, self.trials, strict=True)):
+            raise DataError(
+                f"successes must lie between 0 and trials; got {self.successes} of {self.trials} "
+                f"(problem {self.problem_id!r})"
+            )
+
+    @property
+    def response(self) -> Response:
+        """The response these labels are about."""
+        return Response(
+            problem_id=self.problem_id,
+            text=BLANK_LINE.join(self.completions),
+            token_ids=self.token_ids,
+            stop_reason=self.stop_reason,
+            sample=self.sample,
+        )
+
+    @property
+    def problem(self) -> Problem:
+        """The problem, without its reference answer."""
+        return Problem(id=self.problem_id, prompt=self.prompt)
+
+    def labels(self, kind: LabelKind = "soft") -> list[bool | float | None]:
+        """Hard: did any trial succeed. Soft: the share that did. None for an unlabelled step."""
+        pairs = zip(self.successes, self.trials, strict=True)
+        if kind == "hard":
+            return [None if n == 0 else s > 0 for s, n in pairs]
+        return [None if n == 0 else s / n for s, n in pairs]
+
+    def to_json(self, kind: LabelKind = "soft") -> dict[str, Any]:
+        """A row of our layout, readable as TRL's."""
+        row: dict[str, Any] = {
+            "prompt": self.prompt if isinstance(self.prompt, str) else [dict(m) for m in self.prompt],
+            "completions": list(self.completions),
+            "labels": self.labels(kind),
+            "successes": [int(s) if s == int(s) else s for s in self.successes],
+            "trials": list(self.trials),
+        }
+        if any(self.undecided):
+            row["undecided"] = list(self.undecided)
+        if self.token_ids:
+            row["token_ids"] = list(self.token_ids)
+        row |= {"problem_id": self.problem_id, "sample": self.sample, "stop_reason": self.stop_reason.value}
+        if self.source:
+            row["source"] = self.source
+        if self.provenance:
+            row["provenance"] = dict(self.provenance)
+        return row
+
+
+def read_stepwise(path: str | os.PathLike[str]) -> list[StepRow]:
+    """Rows of a JSON Lines file (optionally .gz) in the TRL layout or ours.
+
+    Raises MissingFileError and DataError; the latter names file, line and field.
+    """
+    rows = read_jsonl(path, required=("prompt", "completions", "labels"))
+    return [from_json(row, where=f"{path}, line {number}") for number, row in enumerate(rows, start=1)]
+
+
+def write_rows(rows: Iterable[StepRow], kind: LabelKind = "soft") -> Iterable[dict[str, Any]]:
+    """JSON rows for `verifiers.jsonl.write_jsonl`."""
+    return (row.to_json(kind) for row in rows)
+
+
+def from_json(row: Mapping[str, Any], *, where: str = "row") -> StepRow:
+    """One row of the TRL layout or ours; `where` names it in errors."""
+    completions, labels = row["completions"], row["labels"]
+    if not isinstance(completions, list) or not all(isinstance(step, str) for step in completions):
+        raise DataError(
+            f"{where}, field 'completions': must be a list of step texts; got {completions!r:.80}"
+        )
+    if not isinstance(labels, list) or len(labels) != len(completions):
+        got = f"{len(labels)} labels" if isinstance(labels, list) else repr(labels)[:80]
+        raise DataError(
+            f"{where}, field 'labels': must be a list of {len(completions)}, one a step; got {got}"
+        )
+    for number, label in enumerate(labels):
+        if label is not None and not _is_label(label):
+            raise DataError(
+                f"{where}, field 'labels'[{number}]: must be true, false, a share in [0, 1] or null; got {label!r}"
+            )
+    trials = _numbers(row, "trials", where) or [0 if label is None else 1 for label in labels]
+    successes = _numbers(row, "successes", where) or [0.0 if x is None else float(x) for x in labels]
+    try:
+        return StepRow(
+            prompt=_prompt(row["prompt"], where),
+            completions=tuple(completions),
+            successes=tuple(successes),
+            trials=tuple(int(n) for n in trials),
+            undecided=tuple(int(n) for n in _numbers(row, "undecided", where) or ()),
+            problem_id=str(row.get("problem_id", row.get("id", ""))),
+            sample=int(row.get("sample", 0)),
+            stop_reason=StopReason(row.get("stop_reason", "stop")),
+            source=str(row.get("source", "")),
+            token_ids=tuple(row.get("token_ids", ())),
+            provenance=dict(row.get("provenance", {})),
+        )
+    except (DataError, ConfigError, ValueError) as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _is_label(label: object) -> bool:
+    if isinstance(label, bool):
+        return True
+    return isinstance(label, int | float) and math.isfinite(label) and 0 <= label <= 1
+
+
+def _numbers(row: Mapping[str, Any], name: str, where: str) -> list[float] | None:
+    values = row.get(name)
+    if values is None:
+        return None
+    if not isinstance(values, list) or not all(
+        isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 for value in values
+    ):
+        raise DataError(f"{where}, field {name!r}: must be a list of counts; got {values!r:.80}")
+    return values
+
+
+def _prompt(value: Any, where: str) -> Prompt:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence) and all(
+        isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in value
+    ):
+        return tuple(dict(message) for message in value)
+    raise DataError(f"{where}, field 'prompt': must be text or a list of chat messages; got {value!r:.80}")

@@ -1,0 +1,281 @@
+"""Fitting a process reward model to step labels, through the transformers Trainer.
+
+With z = logit_1 - logit_0 at a step's last token, s successes in n trials and sigma the logistic function, a
+step's loss is the binomial negative log-likelihood of its count (constant left out),
+
+    -[ s log sigma(z) + (n - s) log sigma(-z) ] / m
+
+where m is the mean number of trials in the data (weighting `counts`: a step seen in more trials counts for
+more), or n itself (weighting `steps`: every step counts the same, the label is the share s / n). Labels `hard`
+replace (s, n) by (1 if any success else 0, 1).
+
+Beside it stands, with weight `lm_weight`, the next-token loss of those steps from which some roll-out
+succeeded: it keeps the arithmetic that the policy had learned, which a step label alone does not teach. Sums are
+divided by the number of labelled steps of the whole optimiser batch, so gradients do not depend on how the
+batch is cut into micro-batches or spread over processes.
+
+Legend: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from prm.backbone import ModelCard, context_of, encode_steps, pad_right, start_from
+from prm.formats import LabelKind, StepRow
+from verifiers.errors import ConfigError, DataError, ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of one fit."""
+
+    init: str
+    """Checkpoint to start from: a causal language model, or a process reward model to go on with."""
+    steps: int = 1000
+    """Optimiser steps."""
+    rows: int = 32
+    """Responses an optimiser step."""
+    micro_rows: int = 32
+    """Responses a forward pass; divides `rows`."""
+    rate: float = 1e-4
+    """Peak learning rate; warms up over `warmup` steps and falls to 0 along a cosine."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    labels: LabelKind = "soft"
+    """soft: shares of successes; hard: any success."""
+    weighting: Literal["counts", "steps"] = "counts"
+    """counts: a step counts by its trials; steps: every step counts once."""
+    lm_weight: float = 0.0
+    """Weight of the next-token loss on steps from which some roll-out succeeded, per labelled step."""
+    bf16: bool = False
+    """Compute in bfloat16 (weights stay float32)."""
+    seed: int = 0
+    """Seed of the head's initial weights and of the order of rows."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.rows < 1:
+            raise ConfigError(f"steps and rows must be 1 or more; got {self.steps!r} and {self.rows!r}")
+        if self.micro_rows < 1 or self.rows % self.micro_rows:
+            raise ConfigError(
+                f"micro_rows must divide rows; got {self.micro_rows!r} for {self.rows!r} rows a step"
+            )
+        if self.lm_weight < 0:
+            raise ConfigError(f"lm_weight must be 0 or more; got {self.lm_weight!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReport:
+    """What a fit used and reached."""
+
+    rows: int
+    labelled_steps: int
+    cut_rows: int
+    """Rows longer than the context, cut behind their last whole step that fits."""
+    dropped_rows: int
+    """Rows without a labelled step that fits."""
+    final_loss: float
+    """Mean step loss over the last tenth of the steps."""
+    seconds: float
+
+
+class StepDataset(Dataset[dict[str, Any]]):
+    """Labelled responses as token ids with counts at the steps' last tokens."""
+
+    def __init__(self, rows: Sequence[StepRow], tokenizer: Any, config: TrainConfig, limit: int) -> None:
+        self.items: list[dict[str, Any]] = []
+        self.cut = self.dropped = 0
+        for row in rows:
+            self._add(row, tokenizer, config, limit)
+        if not self.items:
+            raise DataError(
+                f"none of the {len(rows)} rows has a labelled step that fits into {limit} tokens; "
+                "check the labels, or use a model with a longer context"
+            )
+        counts = [n for item in self.items for n in item["trials"] if n]
+        self.labelled = len(counts)
+        self.mean_trials = sum(counts) / len(counts)
+
+    def _add(self, row: StepRow, tokenizer: Any, config: TrainConfig, limit: int) -> None:
+        encoded = encode_steps(tokenizer, row.prompt, row.response)
+        if len(encoded.ends) != len(row.completions):
+            raise DataError(
+                f"problem {row.problem_id!r}, sample {row.sample}: {len(row.completions)} labelled steps, but the "
+                f"text splits into {len(encoded.ends)}; a step must not hold a blank line"
+            )
+        fitting = sum(end < limit for end in encoded.ends)
+        self.cut += fitting < len(encoded.ends)
+        trials, successes = row.trials[:fitting], row.successes[:fitting]
+        if config.labels == "hard":
+            successes = tuple(float(s > 0) for s in successes)
+            trials = tuple(int(n > 0) for n in trials)
+        if not any(trials):
+            self.dropped += 1
+            return
+        good = [end for end, s in zip(encoded.ends, successes, strict=False) if s > 0]
+        self.items.append(
+            {
+                "input_ids": encoded.ids[: encoded.ends[fitting - 1] + 1],
+                "ends": encoded.ends[:fitting],
+                "successes": successes,
+                "trials": trials,
+                "lm_span": (encoded.prompt_length, good[-1] + 1 if good else encoded.prompt_length),
+            }
+        )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch: ids (B, T), successes and trials (B, T) at step ends and 0 elsewhere, lm_mask (B, T)."""
+    ids_BT = pad_right([item["input_ids"] for item in items])
+    successes_BT = torch.zeros(ids_BT.shape)
+    trials_BT = torch.zeros(ids_BT.shape)
+    lm_mask_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
+    for number, item in enumerate(items):
+        successes_BT[number, list(item["ends"])] = torch.tensor(item["successes"], dtype=torch.float32)
+        trials_BT[number, list(item["ends"])] = torch.tensor(item["trials"], dtype=torch.float32)
+        lm_mask_BT[number, item["lm_span"][0] : item["lm_span"][1]] = True
+    # Trainer counts what is not -100 in "labels" over the whole optimiser batch and all processes.
+    labels_BT = torch.where(trials_BT > 0, 1, -100)
+    return {
+        "input_ids": ids_BT,
+        "successes": successes_BT,
+        "trials": trials_BT,
+        "lm_mask": lm_mask_BT,
+        "labels": labels_BT,
+    }
+
+
+def step_loss(
+    margins_BT: torch.Tensor, successes_BT: torch.Tensor, trials_BT: torch.Tensor, scale: float | None
+) -> torch.Tensor:
+    """Summed binomial negative log-likelihood over all steps; divided by `scale`, or by n where it is None."""
+    per_step_BT = successes_BT * F.softplus(-margins_BT) + (trials_BT - successes_BT) * F.softplus(margins_BT)
+    return (per_step_BT / (trials_BT.clamp(min=1.0) if scale is None else scale)).sum()
+
+
+class StepTrainer(Trainer):  # type: ignore[misc]
+    """Trainer with the loss of this module."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, lm_head: Any, lm_weight: float, scale: float | None, **options: Any) -> None:
+        # A loss function must be given for Trainer to count labels over the optimiser batch; ours is below.
+        super().__init__(compute_loss_func=step_loss, **options)
+        self.lm_head, self.lm_weight, self.scale = lm_head, lm_weight, scale
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Step loss plus weighted next-token loss, both per labelled step of the optimiser batch."""
+        output = model(
+            input_ids=inputs["input_ids"], output_hidden_states=self.lm_weight > 0, use_cache=False
+        )
+        logits = output.logits.float()
+        margins_BT = logits[..., 1] - logits[..., 0]
+        loss = step_loss(margins_BT, inputs["successes"], inputs["trials"], self.scale)
+        if self.lm_weight > 0:
+            wanted = inputs["lm_mask"][:, 1:]
+            hidden = output.hidden_states[-1][:, :-1][wanted]
+            if len(hidden):
+                targets = inputs["input_ids"][:, 1:][wanted]
+                loss = loss + self.lm_weight * F.cross_entropy(
+                    self.lm_head(hidden).float(), targets, reduction="sum"
+                )
+        counted = (inputs["trials"] > 0).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = loss / counted * self.accelerator.num_processes
+        return (loss, output) if return_outputs else loss
+
+
+class _Log(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
+        self.write = write
+        self.losses: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.losses.append(float(logs["loss"]))
+            self.write({"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}})
+
+
+def fit(
+    rows: Sequence[StepRow],
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    work: str | Path,
+    on_log: Callable[[dict[str, Any]], None] = lambda row: None,
+    provenance: dict[str, Any] | None = None,
+) -> FitReport:
+    """Train from `config.init` on labelled rows and write a checkpoint with its card to `out`.
+
+    `work` holds the Trainer's own files. Rows longer than the context are cut behind the last step that fits and
+    counted. Raises DataError when nothing can be learned from the rows, ModelError for the checkpoint.
+    """
+    model, tokenizer, lm_head = start_from(config.init, seed=config.seed)
+    if config.lm_weight > 0 and lm_head is None:
+        raise ModelError(
+            f"lm_weight needs a language-model head, and {config.init} has none; start from the causal language "
+            "model, or set lm_weight to 0"
+        )
+    data = StepDataset(rows, tokenizer, config, context_of(model))
+    log = _Log(on_log)
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.micro_rows,
+        gradient_accumulation_steps=config.rows // config.micro_rows,
+        learning_rate=config.rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        bf16=config.bf16,
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=max(1, config.steps // 50),
+        save_strategy="no",
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        train_sampling_strategy="group_by_length",
+    )
+    trainer = StepTrainer(
+        lm_head=None if lm_head is None else lm_head.to(arguments.device),
+        lm_weight=config.lm_weight,
+        scale=data.mean_trials if config.weighting == "counts" else None,
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        data_collator=collate,
+        callbacks=[log],
+    )
+    trainer.remove_callback(PrinterCallback)
+    result = trainer.train()
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    ModelCard(label_rule=config.labels, provenance={**asdict(config), **(provenance or {})}).save(out)
+    tail = log.losses[-max(1, math.ceil(len(log.losses) / 10)) :]
+    return FitReport(
+        rows=len(data),
+        labelled_steps=data.labelled,
+        cut_rows=data.cut,
+        dropped_rows=data.dropped,
+        final_loss=sum(tail) / len(tail),
+        seconds=float(result.metrics["train_runtime"]),
+    )

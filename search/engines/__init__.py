@@ -1,0 +1,1 @@
+"""Engines: where continuations come from. All implement `verifiers.core.Engine`."""

@@ -1,0 +1,55 @@
+"""Opening checkpoint folders so that what goes wrong is said in one sentence.
+
+Used by every package that loads a transformers checkpoint; transformers itself is imported only when called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from verifiers.errors import MissingFileError, ModelError
+
+
+def _is_local(path: str | Path) -> bool:
+    """A path (and no hub id): it exists, is absolute, or starts with a dot or has more than one slash."""
+    text = str(path)
+    return Path(path).exists() or isinstance(path, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
+
+
+@contextlib.contextmanager
+def loading(path: str | Path, what: str) -> Iterator[None]:
+    """Turn the many errors of loading into ModelError or MissingFileError with the path and the reason."""
+    if _is_local(path) and not Path(path).exists():
+        raise MissingFileError(f"no checkpoint folder at {path}; give the path of {what} or a hub id")
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"{path} cannot be loaded as {what}: {reason[0] if reason else type(error).__name__}; "
+            "check that the folder holds config.json and weights of a supported architecture"
+        ) from error
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The fast tokenizer of a checkpoint. Raises ModelError where there is none."""
+    if _is_local(path):
+        folder = Path(path)
+        if not folder.exists():
+            raise MissingFileError(f"no checkpoint folder at {path}; give the path of a checkpoint or a hub id")
+        known = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+        if not any((folder / name).exists() for name in known):
+            raise ModelError(
+                f"{path} has no tokenizer (looked for {', '.join(known)}); "
+                "save the tokenizer beside the model with tokenizer.save_pretrained(folder)"
+            )
+    with loading(path, "a tokenizer"):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"{path} has no fast tokenizer; RewardKit needs character offsets (tokenizer.json)")
+    return tokenizer

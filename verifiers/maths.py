@@ -1,0 +1,154 @@
+"""The math verifier: find the answer in a response, read it, compare it with the reference.
+
+    response --answers--> text --latex--> tree --equality--> verdict
+                                                  (sympy in a worker only where nothing else can tell)
+
+Everything but the last stage runs in the caller's thread and is bounded by counters. A response without an
+answer is incorrect (kind no_answer_in_response); a reference without one is undecided (kind no_answer). The
+reference may be a bare answer or a whole solution with a box, `####` or `A:`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from verifiers.answers import AnswerPolicy, find_answer
+from verifiers.core import Problem, Response, Verdict
+from verifiers.equality import EqualityPolicy, Parsed, judge_equal, read
+from verifiers.errors import ConfigError
+from verifiers.sandbox import WorkerPool
+from verifiers.scalars import Finding, no, yes
+from verifiers.trees import Node, encode
+
+CACHED_REFERENCES = 4096
+"""References that one verifier keeps parsed."""
+_EXPLICIT = ("boxed", "hashes", "phrase")
+_REFERENCE_POLICY = AnswerPolicy(unfinished_thinking=True)
+
+
+class SymbolicProver:
+    """The last stage of equality: sympy in a pool of worker processes, started when first asked."""
+
+    def __init__(self, *, timeout_s: float = 2.0, memory_mb: int = 1024, workers: int = 1) -> None:
+        """`timeout_s` in seconds a question, `memory_mb` in MiB a worker."""
+        self.pool = WorkerPool(
+            "verifiers.symbolic", timeout_s=timeout_s, memory_mb=memory_mb, workers=workers
+        )
+
+    def __call__(self, one: Node, two: Node) -> Finding:
+        """Equal, not equal, or undecided of kind timeout, memory, crash or unproved."""
+        reply = self.pool.ask({"a": encode(one), "b": encode(two)})
+        if reply.value is None:
+            return Finding(None, reply.failure, f"sympy was stopped: {reply.detail}")
+        equal = reply.value.get("equal")
+        if equal is None:
+            return Finding(None, "unproved", f"sympy cannot tell {reply.value.get('detail', '')}".strip())
+        return yes("symbolic", "sympy proves it") if equal else no("symbolic", "sympy disproves it")
+
+
+_default: SymbolicProver | None = None
+_default_lock = threading.Lock()
+
+
+def default_prover(one: Node, two: Node) -> Finding:
+    """The prover behind `math_equal`: one worker, 2 s, 1 GiB, made when first needed."""
+    global _default
+    with _default_lock:
+        _default = _default or SymbolicProver()
+    return _default(one, two)
+
+
+class MathVerifier:
+    """Judges responses to problems with one mathematical answer; a `Scorer`, safe to share among threads."""
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float = 2.0,
+        memory_mb: int = 1024,
+        workers: int = 1,
+        answer_policy: AnswerPolicy | None = None,
+        equality_policy: EqualityPolicy | None = None,
+    ) -> None:
+        """`timeout_s` seconds and `memory_mb` MiB bound sympy, the last stage; `workers` processes run it."""
+        self.answer_policy = answer_policy or AnswerPolicy()
+        self.equality_policy = equality_policy or EqualityPolicy()
+        self.workers = workers
+        self._prover = SymbolicProver(timeout_s=timeout_s, memory_mb=memory_mb, workers=workers)
+        self._references: OrderedDict[str, Parsed] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def verify(self, response: str, answer: str) -> Verdict:
+        """The verdict on one response; `answer` is the reference. Never raises on any two texts."""
+        reference = self._reference(answer)
+        if not reference.canonical:
+            return Verdict.undecided("no answer found in the reference", kind="no_answer")
+        found = find_answer(response, policy=self.answer_policy)
+        if found is None:
+            return Verdict.incorrect("no answer found", kind="no_answer_in_response")
+        return judge_equal(read(found.text), reference, self.equality_policy, self._prover)
+
+    def verify_batch(self, responses: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        """One verdict a response, in order; with several workers their sympy runs side by side."""
+        if len(responses) != len(answers):
+            raise ConfigError(
+                f"verify_batch needs one reference a response; got {len(responses)} responses and "
+                f"{len(answers)} answers"
+            )
+        if self.workers == 1 or len(responses) < 2:
+            return [self.verify(*pair) for pair in zip(responses, answers, strict=True)]
+        with ThreadPoolExecutor(max_workers=self.workers) as threads:
+            return list(threads.map(self.verify, responses, answers))
+
+    def judge(self, problems: Sequence[Problem], responses: Sequence[Response]) -> list[Verdict]:
+        """The Scorer protocol; ConfigError for a problem without a reference answer."""
+        if len(problems) != len(responses):
+            raise ConfigError(
+                f"judge needs one problem a response; got {len(problems)} problems and {len(responses)} "
+                "responses"
+            )
+        answers: list[str] = []
+        for problem in problems:
+            if problem.answer is None:
+                raise ConfigError(
+                    f"problem {problem.id!r} has no reference answer; give Problem.answer or leave it out"
+                )
+            answers.append(problem.answer)
+        return self.verify_batch([response.text for response in responses], answers)
+
+    def close(self) -> None:
+        """End the worker processes; they start again when needed."""
+        self._prover.pool.close()
+
+    def _reference(self, answer: str) -> Parsed:
+        with self._lock:
+            known = self._references.get(answer)
+            if known is not None:
+                self._references.move_to_end(answer)
+                return known
+        parsed = read(reference_text(answer))
+        with self._lock:
+            self._references[answer] = parsed
+            while len(self._references) > CACHED_REFERENCES:
+                self._references.popitem(last=False)
+        return parsed
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_references")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._references = OrderedDict()
+        self._lock = threading.Lock()
+
+
+def reference_text(answer: str) -> str:
+    """The answer within a reference: what a box, `####` or a phrase marks, else the text itself."""
+    if any(mark in answer for mark in ("boxed", "fbox", "####", "\n", "nswer", "A:")):
+        found = find_answer(answer, policy=_REFERENCE_POLICY)
+        if found is not None and (found.rule in _EXPLICIT or "\n" in answer.strip()):
+            return found.text
+    return answer

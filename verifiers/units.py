@@ -1,0 +1,68 @@
+"""Names of units and of small numbers, and when two units are the same.
+
+A unit text ("square centimeters", "cm^2", "miles per hour") becomes a product of known units with exponents.
+A text with no known unit in it ("edges", "ways") says nothing and matches everything. There is no conversion
+between units: 1 m and 100 cm differ.
+"""
+
+from __future__ import annotations
+
+import re
+
+from verifiers.trees import words
+
+_GROUPS = (
+    "mm millimeter millimeters millimetre millimetres|cm centimeter centimeters centimetre centimetres|"
+    "m meter meters metre metres|km kilometer kilometers kilometre kilometres|in inch inches|"
+    "ft foot feet|yd yard yards|mi mile miles|mg milligram milligrams|g gram grams|"
+    "kg kilogram kilograms|lb lbs pound pounds|oz ounce ounces|ton tons|ml mL milliliter milliliters|"
+    "l L liter liters litre litres|gal gallon gallons|s sec secs second seconds|min mins minute minutes|"
+    "h hr hrs hour hours|day days|week weeks|month months|year years|cent cents|dollar dollars|"
+    "euro euros|degree degrees deg|radian radians rad|unit units|acre acres"
+)
+CANONICAL = {name: group.split()[0] for group in _GROUPS.split("|") for name in group.split()}
+CANONICAL |= {"mph": "mi/h", "kph": "km/h", "square": "^2", "sq": "^2", "cubic": "^3", "per": "/"}
+# One or two letters are as often a product of symbols; they count as units only inside a text command.
+UNIT_NAMES = frozenset(name for name in CANONICAL if len(name) > 2 and name not in ("in",)) | frozenset(
+    ("mm", "cm", "km", "kg", "mg", "ml", "ft", "lb", "oz", "hr", "mi", "yd")
+)
+NUMBER_WORDS = {
+    name: value
+    for value, name in enumerate(
+        words(
+            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+            "sixteen seventeen eighteen nineteen twenty"
+        )
+    )
+}
+_PIECE = re.compile(r"[A-Za-z]+|/|\^\s*\{?\s*(\d)\s*\}?")
+
+
+def unit_of(text: str) -> tuple[tuple[str, int], ...]:
+    """The known units in a text with their exponents, sorted; empty where none is known."""
+    powers: dict[str, int] = {}
+    sign, pending, last = 1, 1, ""
+    for piece in _PIECE.finditer(text):
+        word = piece.group()
+        if piece.group(1):
+            if last:
+                powers[last] += (int(piece.group(1)) - 1) * (1 if powers[last] > 0 else -1)
+            continue
+        known = "/" if word == "/" else CANONICAL.get(word, CANONICAL.get(word.lower(), ""))
+        if known == "/":
+            sign = -1
+        elif known.startswith("^"):
+            pending = int(known[1])
+        elif known:
+            for index, name in enumerate(known.split("/")):
+                powers[name] = powers.get(name, 0) + (sign if index == 0 else -sign) * pending
+                last = name
+            pending = 1
+    powers.pop("unit", None)
+    return tuple(sorted((name, power) for name, power in powers.items() if power))
+
+
+def units_differ(first: str, second: str) -> bool:
+    """Whether both texts name known units and not the same ones."""
+    one, two = unit_of(first), unit_of(second)
+    return bool(one) and bool(two) and one != two
