@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prm.labelling import LabelConfig as LabelConfig
     from prm.labelling import label as label
     from prm.model import ProcessModel as ProcessModel
-    from prm.training import TrainConfig as TrainConfig
+    from prm.train_config import TrainConfig as TrainConfig
     from prm.training import fit as fit
 
 REWARDKIT_PACKAGE = "prm"
@@ -29,7 +29,7 @@ _HOMES = {
     "label": "prm.labelling",
     "LabelConfig": "prm.labelling",
     "fit": "prm.training",
-    "TrainConfig": "prm.training",
+    "TrainConfig": "prm.train_config",
     "StepRow": "prm.formats",
     "read_stepwise": "prm.formats",
     "response_score": "prm.credit",

@@ -219,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=7000, help="phase 1, right solutions")
-    parser.add_argument("--slip-steps", type=int, default=600, help="phase 2, solutions with slips")
+    parser.add_argument("--slip-steps", type=int, default=1000, help="phase 2, solutions with slips")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="a saved phase-1 checkpoint; leaves phase 1 out")
@@ -239,7 +239,7 @@ def main() -> None:
         train(model, tokenizer, steps=args.steps, rate=2e-3, slips=False, **common)
         export(model, tokenizer, args.out.with_name(args.out.name + "-right"))
     right = accuracy(model, tokenizer, 0.0, 500)
-    train(model, tokenizer, steps=args.slip_steps, rate=5e-4, rows=args.rows, seed=args.seed + 1, slips=True)
+    train(model, tokenizer, steps=args.slip_steps, rate=6e-4, rows=args.rows, seed=args.seed + 1, slips=True)
     export(model, tokenizer, args.out)
     record = {
         "command": "python scripts/playground_policy.py --out data/playground/policy",

@@ -14,12 +14,14 @@ from fractions import Fraction
 from rewardkit.playground import STEP_SEPARATOR, apply, number_text
 from verifiers.core import Problem
 
-CARRY = 0.30
+CARRY = 0.25
 """A carry or borrow is lost."""
-TIMES = 0.16
+TIMES = 0.10
 """A product is the neighbouring one."""
-SHARE = 0.16
-"""A share or a fraction of something is off by one (by a quarter where amounts are quarters)."""
+SHARE = 0.10
+"""A share or a fraction of something is off by one."""
+QUARTERS = 0.04
+"""Any equation in quarters is off by a quarter."""
 OTHER = 0.02
 """Anything else is off by one."""
 
@@ -56,7 +58,7 @@ def slip(operator: str, a: Fraction, b: Fraction, quarters: bool, rng: random.Ra
     elif operator == "*" and a.denominator == b.denominator == 1:
         if rng.random() < TIMES:
             return exact + min(a, b) * rng.choice((-1, -1, 1))
-    elif rng.random() < SHARE:
+    elif rng.random() < (QUARTERS if quarters else SHARE):
         return max(Fraction(0), exact + unit * rng.choice((-1, -1, 1)))
     if rng.random() < OTHER:
         return max(Fraction(0), exact + unit * rng.choice((-1, 1)))

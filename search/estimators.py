@@ -26,6 +26,9 @@ import numpy.typing as npt
 from search.choose import weighted
 from verifiers.errors import ConfigError
 
+MAJORITY_MAX = 1024
+"""Counts of subsets of more responses than this do not fit into a float64."""
+
 
 def pass_at(right: Sequence[bool], n: int) -> float:
     """Probability that at least one of n drawn responses is right."""
@@ -43,13 +46,14 @@ def best_of(right: Sequence[bool], scores: Sequence[float], n: int) -> float:
         groups.setdefault(score, []).append(bool(hit))
     expected = 0.0
     above = 0
+    subsets = math.comb(total, n)
     for score in sorted(groups, reverse=True):
         members = groups[score]
         # none of the `above` better ones drawn, minus none of these either
         reached = math.comb(total - above, n) - math.comb(total - above - len(members), n)
-        expected += reached * sum(members) / len(members)
+        expected += reached * sum(members) / (len(members) * subsets)
         above += len(members)
-    return expected / math.comb(total, n)
+    return expected
 
 
 def majority_at(right: Sequence[bool], classes: Sequence[int | None], n: int) -> float:
@@ -58,6 +62,8 @@ def majority_at(right: Sequence[bool], classes: Sequence[int | None], n: int) ->
     A class is right when its members are; classes must not mix right and wrong responses.
     """
     total = _sizes(right, n)
+    if total > MAJORITY_MAX:
+        raise ConfigError(f"maj@n is exact for at most {MAJORITY_MAX} responses a problem; got {total}")
     sizes = Counter(label for label in classes if label is not None)
     truth: dict[int, bool] = {}
     for label, hit in zip(classes, right, strict=True):

@@ -266,9 +266,7 @@ class Engine(Protocol):
         """Paid since the engine was made."""
         ...
 
-    def generate(
-        self, requests: Sequence[GenerationRequest], sampling: Sampling
-    ) -> list[list[Continuation]]:
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[list[Continuation]]:
         """For request i a list of `requests[i].n` continuations, independent of the batch they ran in."""
         ...
 

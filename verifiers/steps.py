@@ -33,7 +33,8 @@ def split_steps(text: str, *, separator: str = BLANK_LINE) -> list[Step]:
     """
     if not separator:
         raise ConfigError("separator must be a non-empty string; got ''")
-    pattern = r"\s*\n\s*\n\s*" if separator == BLANK_LINE else re.escape(separator)
+    # (?<!\s): a run of white space is tried once, from its start, which keeps the search linear.
+    pattern = r"(?<!\s)\s*\n\s*\n\s*" if separator == BLANK_LINE else re.escape(separator)
     steps = []
     start = 0
     for match in [*re.finditer(pattern, text), None]:
@@ -85,8 +86,9 @@ def token_steps(
 ) -> list[Step]:
     """The steps of a response with their token spans over `token_ids` (from `response_ids`).
 
-    A token belongs to the step in which it begins; separator tokens close the step before them. Spans tile
-    [0, T) without the end-of-sequence token.
+    A token belongs to the step in which it begins; separator tokens close the step before them, and white
+    space behind a separator opens the next one (" Then" is one token of the step it names). Spans tile [0, T)
+    without the end-of-sequence token.
     """
     ids = list(token_ids)
     if ids and ids[-1] == tokenizer.eos_token_id:
@@ -97,8 +99,11 @@ def token_steps(
     starts = [0, *ends[:-1]]
     bounds = []
     token = 0
-    for following in steps[1:]:
-        while token < len(ids) and starts[token] < following.start:
+    for before, following in itertools.pairwise(steps):
+        gap = text[before.end : following.start]
+        mark = "\n" if separator == BLANK_LINE else separator
+        opened = before.end + gap.rfind(mark) + len(mark)
+        while token < len(ids) and starts[token] < opened:
             token += 1
         bounds.append(token)
     edges = [0, *bounds, len(ids)]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verifiers.core import Continuation, GenerationRequest, Sampling, StopReason, Usage, derive_seed
-from verifiers.errors import EngineError
+from verifiers.errors import ConfigError, EngineError
 
 
 class ByteTokenizer:
@@ -37,7 +37,7 @@ class ScriptedEngine:
     """Implements `verifiers.core.Engine`. `script` maps a prompt to the responses that may follow it."""
 
     def __init__(self, script: Mapping[str, Sequence[str]], *, context_length: int = 65_536) -> None:
-        self._script = {prompt: list(texts) for prompt, texts in script.items()}
+        self._script = {prompt.encode(): [text.encode() for text in texts] for prompt, texts in script.items()}
         self._context = context_length
         self._tokenizer = ByteTokenizer()
         self._usage = Usage()
@@ -59,6 +59,9 @@ class ScriptedEngine:
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[list[Continuation]]:
         """Scripted continuations. Raises EngineError for a prefix that no scripted text begins with."""
+        for number, request in enumerate(requests):
+            if request.n < 1:
+                raise ConfigError(f"GenerationRequest.n must be 1 or more; got {request.n!r} in request {number}")
         results = [[self._continue(request, j, sampling) for j in range(request.n)] for request in requests]
         self._usage += Usage(
             prefill_tokens=sum(len(request.prefix_ids) for request in requests),
@@ -73,7 +76,8 @@ class ScriptedEngine:
                 f"the prefix has {len(request.prefix_ids)} tokens, but the engine's context holds {self._context}; "
                 "shorten the prompt"
             )
-        prefix = self._tokenizer.decode(request.prefix_ids)
+        # Bytes, not characters: a prefix may have been cut inside a character.
+        prefix = bytes(token for token in request.prefix_ids if token < 256)
         endings = [
             text[len(prefix) - len(prompt) :]
             for prompt, texts in self._script.items()
@@ -82,14 +86,16 @@ class ScriptedEngine:
             if text.startswith(prefix[len(prompt) :])
         ]
         if not endings:
-            raise EngineError(f"no scripted text begins with {prefix[-80:]!r}; add one to the script")
+            shown = prefix.decode(errors="replace")[-80:]
+            raise EngineError(f"no scripted text begins with {shown!r}; add one to the script")
         # Greedy means the first text, as it means the likeliest token elsewhere.
         place = 0 if sampling.temperature == 0 else derive_seed(request.seed, sample) % len(endings)
-        return self._clip(endings[place], len(request.prefix_ids), sampling, -math.log(len(endings)))
+        chance = 1.0 if sampling.temperature == 0 else endings.count(endings[place]) / len(endings)
+        return self._clip(endings[place], len(request.prefix_ids), sampling, math.log(chance))
 
-    def _clip(self, text: str, used: int, sampling: Sampling, logprob: float) -> Continuation:
+    def _clip(self, text: bytes, used: int, sampling: Sampling, logprob: float) -> Continuation:
         """Cut at the first stop sequence or the token limit; the choice's log-probability is on token 1."""
-        ids = (*self._tokenizer(text)["input_ids"], 256)
+        ids = (*text, 256)
         limit = min(sampling.max_new_tokens, self._context - used)
         ends = [len(ids)] + [
             at + len(stop)

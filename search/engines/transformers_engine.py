@@ -51,7 +51,7 @@ class TransformersEngine:
     def __init__(self, model: Any, tokenizer: Any, *, max_rows: int = 256) -> None:
         if max_rows < 1:
             raise ConfigError(f"TransformersEngine.max_rows must be 1 or more; got {max_rows!r}")
-        kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+        kinds = set(getattr(model.config, "layer_types", None) or [_attention(model.config)])
         if kinds != {"full_attention"}:
             raise ModelError(
                 f"TransformersEngine needs full attention in every layer; {type(model).__name__} has "
@@ -136,6 +136,13 @@ class TransformersEngine:
                 f"the prefix of request {number} has {len(request.prefix_ids)} tokens, but the model's context "
                 f"holds {self.context_length}; shorten the prompt or use a model with a longer context"
             )
+
+
+def _attention(config: Any) -> str:
+    """The kind of every layer where the configuration has no list of kinds (as transformers infers it)."""
+    if getattr(config, "sliding_window", None) is not None:
+        return "sliding_attention"
+    return "chunked_attention" if getattr(config, "attention_chunk_size", None) else "full_attention"
 
 
 class _Decoding:

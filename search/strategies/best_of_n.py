@@ -1,8 +1,8 @@
 """Best-of-N: draw N independent responses a problem, then let several choice rules pick from the same draw.
 
 `draw` samples a pool; sample j of a problem depends on (seed, problem id, j) alone, so a pool of 16 contains
-the pool of 4. `Pool` holds responses, verdicts, answer classes and any number of score columns; `evaluate` in
-`search/curves.py` computes each rule's accuracy at every n from it.
+the pool of 4. `Pool` holds responses, verdicts, answer classes and any number of score columns;
+`accuracy_curves` in `search/curves.py` computes each rule's accuracy at every n from it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
-from search.choose import answer_classes
+from search.choose import answer_classes, best, majority, weighted
 from search.ledger import Ledger
+from verifiers.answers import extract_answer
 from verifiers.core import (
     Engine,
     GenerationRequest,
@@ -21,11 +22,17 @@ from verifiers.core import (
     Response,
     Sampling,
     Scorer,
+    StepScorer,
+    Usage,
     Verdict,
     derive_seed,
 )
-from verifiers.errors import ConfigError, EngineError
+from verifiers.equality import math_equal
+from verifiers.errors import ConfigError, EngineError, RewardError
 from verifiers.steps import encode_prompt
+
+Rule: TypeAlias = Literal["best", "weighted", "majority", "first"]
+"""How one response is chosen from a pool; see `best_of_n`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,9 @@ def draw(
             responses = tuple(
                 Response(
                     problem_id=problem.id,
-                    text=engine.tokenizer.decode(c.token_ids, skip_special_tokens=True),
+                    text=engine.tokenizer.decode(
+                        c.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                    ),
                     token_ids=c.token_ids,
                     logprobs=c.logprobs,
                     stop_reason=c.stop_reason,
@@ -86,7 +95,7 @@ def draw(
 
 
 def request_for(engine: Engine, problem: Problem, *, n: int, seed: int) -> GenerationRequest:
-    """The request that draws a problem's responses; its seed derives from the run's seed and the problem's id."""
+    """The request that draws a problem's responses; its seed derives from the run's seed and the id."""
     prefix = encode_prompt(engine.tokenizer, problem.prompt)
     if len(prefix) >= engine.context_length:
         raise EngineError(
@@ -104,13 +113,26 @@ def judge(
     pools = list(pools)
     problems = [pool.problem for pool in pools for _ in pool.responses]
     responses = [response for pool in pools for response in pool.responses]
-    verdicts = iter(scorer.judge(problems, responses))
-    judged = []
-    for pool in pools:
-        own = tuple(next(verdicts) for _ in pool.responses)
-        judged.append(replace(pool, verdicts=own, classes=_classes(own, same)))
+    judged = [
+        replace(pool, verdicts=own, classes=_classes(own, same))
+        for pool, own in _per_pool(pools, scorer.judge(problems, responses))
+    ]
     ledger = Ledger().verified(responses=len(responses), seconds=time.perf_counter() - started)
     return judged, ledger
+
+
+_V = TypeVar("_V")
+
+
+def _per_pool(pools: Sequence[Pool], values: Sequence[_V]) -> list[tuple[Pool, tuple[_V, ...]]]:
+    """One value a response, dealt out to the pools they belong to."""
+    total = sum(len(pool.responses) for pool in pools)
+    if len(values) != total:
+        raise RewardError(
+            f"a scorer must return one value a response; got {len(values)} for {total} responses; mend the scorer"
+        )
+    rest = iter(values)
+    return [(pool, tuple(next(rest) for _ in pool.responses)) for pool in pools]
 
 
 def _classes(verdicts: Sequence[Verdict], same: Callable[[str, str], bool] | None) -> tuple[int | None, ...]:
@@ -192,17 +214,25 @@ def score(
     problems = [pool.problem for pool in pools for _ in pool.responses]
     responses = [response for pool in pools for response in pool.responses]
     before = getattr(scorer, "usage", Usage())
+    columns: list[tuple[float, ...]]
     if isinstance(scorer, StepScorer):
-        values = [reduce(row) if row else 0.0 for row in scorer.score_steps(problems, responses)]
+        dealt = _per_pool(pools, scorer.score_steps(problems, responses))
+        columns = [tuple(reduce(steps) if steps else 0.0 for steps in rows) for _, rows in dealt]
     else:
-        scores = [verdict.score for verdict in scorer.judge(problems, responses)]
-        lowest = min((s for s in scores if s is not None), default=0.0)
-        values = [lowest if s is None else s for s in scores]
+        columns = [_decided(verdicts) for _, verdicts in _per_pool(pools, scorer.judge(problems, responses))]
     spent = getattr(scorer, "usage", Usage()) - before
-    rest = iter(values)
-    scored = [replace(p, scores={**p.scores, name: tuple(next(rest) for _ in p.responses)}) for p in pools]
+    scored = [
+        replace(pool, scores={**pool.scores, name: column})
+        for pool, column in zip(pools, columns, strict=True)
+    ]
     seconds = time.perf_counter() - started
     return scored, (ledger or Ledger()).scored(tokens=spent.prefill_tokens, seconds=seconds)
+
+
+def _decided(verdicts: Sequence[Verdict]) -> tuple[float, ...]:
+    """One problem's scores; an undecided one counts as the lowest of them (0 where none is decided)."""
+    lowest = min((v.score for v in verdicts if v.score is not None), default=0.0)
+    return tuple(lowest if v.score is None else v.score for v in verdicts)
 
 
 def _choose(pool: Pool, rule: Rule) -> Chosen:

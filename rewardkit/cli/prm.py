@@ -1,0 +1,249 @@
+"""`rewardkit prm label | train | eval`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from prm.labelling import LabelConfig
+from prm.train_config import TrainConfig
+from verifiers.errors import ConfigError
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LabelJob:
+    """What `prm label` labels."""
+
+    policy: str
+    """Checkpoint folder or hub id of the policy whose responses are labelled."""
+    problems: str
+    """Problems with reference answers: a file, a hub id, or playground:SPLIT:COUNT[:SEED]."""
+    samples: int = 4
+    """Responses drawn and labelled a problem."""
+    limit: int | None = None
+    """Use the first problems only."""
+    prompt_column: str | None = None
+    """Column of the prompts, where it is not found by itself."""
+    answer_column: str | None = None
+    """Column of the reference answers, where it is not found by itself."""
+    max_rows: int = 256
+    """Rows decoded at once."""
+    label: Annotated[LabelConfig, Parameter(name="*")] = field(default_factory=LabelConfig)
+    """How labels are made."""
+    out: Path | None = None
+    """Run folder; runs/prm-label-<date> by default."""
+    resume: bool = False
+    """Go on with the run in --out."""
+
+
+def label(job: LabelJob) -> int:
+    """Label the steps of sampled responses by Monte-Carlo roll-outs (labels.jsonl in the run folder).
+
+    Examples
+    --------
+    rewardkit prm label --policy data/playground/policy --problems playground:train:200 --out runs/labels
+    rewardkit prm label --policy Qwen/Qwen2.5-Math-1.5B-Instruct --problems gsm8k.jsonl --trials 16
+    """
+    from prm.formats import read_stepwise
+    from rewardkit.cli.progress import Progress
+    from rewardkit.labels import make_labels, summary
+    from rewardkit.runs import RunFolder
+    from rewardkit.sources import as_chat, problems_from
+    from search.engines.transformers_engine import TransformersEngine
+    from verifiers.maths import MathVerifier
+
+    problems = problems_from(
+        job.problems, limit=job.limit, prompt_column=job.prompt_column, answer_column=job.answer_column
+    )
+    engine = TransformersEngine.load(job.policy, max_rows=job.max_rows)
+    problems = as_chat(problems, engine.tokenizer)
+    with RunFolder.create("prm label", job, out=job.out, resume=job.resume) as run:
+        path = run.path / "labels.jsonl"
+        with Progress("labelled problems", len(problems)) as progress:
+            make_labels(
+                problems,
+                engine=engine,
+                verifier=MathVerifier(),
+                config=job.label,
+                samples=job.samples,
+                path=path,
+                policy=str(job.policy),
+                on_progress=progress,
+            )
+        found = summary(read_stepwise(path))
+        run.write_json(
+            "results.json",
+            {"title": "Step labels", "facts": {**found, "policy usage": asdict(engine.usage)}},
+        )
+        print(json.dumps(found))
+        print(f"written to {path}")
+    return 0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """What `prm train` learns from."""
+
+    data: tuple[Path, ...]
+    """Stepwise files (TRL layout or ours, .jsonl or .jsonl.gz); may be given several times."""
+    train: Annotated[TrainConfig, Parameter(name="*")]
+    """How it is fitted."""
+    out: Path | None = None
+    """Run folder; runs/prm-train-<date> by default. The model goes to its folder model/."""
+
+
+def train(job: TrainJob) -> int:
+    """Train a process reward model on labelled steps.
+
+    Examples
+    --------
+    rewardkit prm train --init data/playground/policy --data runs/labels/labels.jsonl --out runs/prm
+    rewardkit prm train --init runs/prm/model --data new.jsonl --steps 200 --lm-weight 0.5
+    """
+    from prm.formats import read_stepwise
+    from prm.training import fit
+    from rewardkit.report import write_report
+    from rewardkit.runs import RunFolder
+
+    rows = [row for path in job.data for row in read_stepwise(path)]
+    with RunFolder.create("prm train", job, out=job.out) as run:
+        report = fit(
+            rows,
+            job.train,
+            run.path / "model",
+            work=run.path / "trainer",
+            on_log=run.log,
+            provenance={"data": [str(path) for path in job.data], "rows": len(rows)},
+        )
+        run.write_json("results.json", {"title": "Process reward model", "facts": asdict(report)})
+        print(json.dumps(asdict(report)))
+        print(f"model in {run.path / 'model'}, report in {write_report(run.path)}")
+    return 0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EvalJob:
+    """What `prm eval` measures."""
+
+    model: str
+    """Process reward model: checkpoint folder or hub id."""
+    data: tuple[Path, ...] = ()
+    """Stepwise files whose labels are the truth (a step is bad when none of its trials succeeded)."""
+    policy: str | None = None
+    """Instead of --data: draw playground responses from this policy and use their computable step truth."""
+    problems: str = "playground:test:300"
+    """Playground problems to draw on, with --policy."""
+    samples: int = 16
+    """Responses a problem, with --policy."""
+    seed: int = 0
+    """Seed of the responses, with --policy."""
+    out: Path | None = None
+    """Run folder; runs/prm-eval-<date> by default."""
+
+    def __post_init__(self) -> None:
+        if bool(self.data) == bool(self.policy):
+            raise ConfigError(
+                "prm eval needs either --data (labelled steps) or --policy (playground); got both or none"
+            )
+
+
+def evaluate(job: EvalJob) -> int:
+    """Step AUC within problems, first-error F1 and calibration; with --policy also Best-of-N.
+
+    Examples
+    --------
+    rewardkit prm eval --model data/playground/prm --policy data/playground/policy
+    rewardkit prm eval --model my-prm --data heldout.jsonl
+    """
+    from prm.model import ProcessModel
+    from rewardkit.measure import step_figures
+    from rewardkit.report import write_report
+    from rewardkit.runs import RunFolder
+
+    model = ProcessModel.load(job.model)
+    results: dict[str, Any] = {"title": "Process reward model, measured", "facts": {"model": job.model}}
+    if job.policy:
+        from rewardkit.measure import (
+            comparison,
+            cost_figures,
+            curve_figures,
+            curves_of,
+            sample_rows,
+            scored_steps,
+        )
+
+        searched, engine = _playground_pools(job, model)
+        curves = curves_of(searched.pools, seed=job.seed)
+        results |= {
+            "steps": step_figures(scored_steps(searched.pools)),
+            "curves": curve_figures(curves),
+            "comparisons": [comparison(curves, "weighted by PRM min", "majority")],
+            "costs": cost_figures(
+                searched.costs, policy_parameters=engine.parameters, scorer_parameters=model.parameters
+            ),
+        }
+        samples = sample_rows(searched.pools)
+    else:
+        results["steps"] = step_figures(_labelled_steps(job.data, model))
+        samples = []
+    with RunFolder.create("prm eval", job, out=job.out) as run:
+        run.write_json("results.json", results)
+        if samples:
+            run.append("samples.jsonl", *samples)
+        print(json.dumps(results["steps"], indent=1))
+        print(f"report in {write_report(run.path)}")
+    return 0
+
+
+def _playground_pools(job: EvalJob, model: Any) -> tuple[Any, Any]:
+    from rewardkit import playground
+    from rewardkit.cli.progress import Progress
+    from rewardkit.measure import run_search
+    from rewardkit.sources import problems_from
+    from search.engines.transformers_engine import TransformersEngine
+    from verifiers.core import Sampling
+    from verifiers.maths import MathVerifier
+
+    if not job.problems.startswith("playground"):
+        raise ConfigError(
+            f"--policy measures on playground problems, whose truth is computable; got {job.problems!r}"
+        )
+    engine = TransformersEngine.load(str(job.policy))
+    problems = problems_from(job.problems)
+    sampling = Sampling(temperature=playground.TEMPERATURE, max_new_tokens=playground.MAX_NEW_TOKENS)
+    with Progress("problems", len(problems)) as progress:
+        searched = run_search(
+            problems,
+            engine=engine,
+            n=job.samples,
+            sampling=sampling,
+            verifier=MathVerifier(),
+            scorer=model,
+            seed=job.seed,
+            on_progress=progress,
+        )
+    return searched, engine
+
+
+def _labelled_steps(paths: Sequence[Path], model: Any) -> list[Any]:
+    """Scores beside labels; once a step is bad, all after it are unsound. Unlabelled rows are left out."""
+    from prm.evaluate import ScoredSteps
+    from prm.formats import read_stepwise
+
+    rows = [row for path in paths for row in read_stepwise(path) if all(row.trials)]
+    scores = model.score_steps([row.problem for row in rows], [row.response for row in rows])
+    found = []
+    for row, values in zip(rows, scores, strict=True):
+        sound = [all(s > 0 for s in row.successes[: t + 1]) for t in range(len(row.successes))]
+        found.append(
+            ScoredSteps(problem_id=row.problem_id or str(row.prompt), scores=values, sound=tuple(sound))
+        )
+    return found

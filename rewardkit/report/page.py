@@ -1,0 +1,286 @@
+"""The page: tables and figures of a run put into `page.html.j2`, written as one self-contained `report.html`.
+
+Nothing is loaded: styles and scripts are inline, plotly.js is inlined once (only where there is a figure), fonts
+are the system's, and a content security policy in the page forbids every request. Equal run folders give equal
+bytes. Every accuracy stands with its interval and its number of problems, every quality table is followed by the
+costs, and what a run folder does not hold is said in the place where it would stand.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from rewardkit.report import figures, heatmap, words
+from rewardkit.report.contents import Auc, Cost, Curve, Results, Run, StepQuality
+from rewardkit.report.reading import is_number, read_run
+
+MOST_TEXT = 100_000
+"""Characters of config.yaml on the page."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuleRow:
+    """One rule at its largest n; `left`, `width` and `dot` place its interval on a strip, in percent."""
+
+    rule: str
+    meaning: str
+    kind: str
+    n: int
+    mean: str
+    interval: str
+    problems: int
+    left: float
+    width: float
+    dot: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasureRow:
+    """One measure of step quality in words and numbers."""
+
+    name: str
+    value: str
+    interval: str
+    counted: str
+    meaning: str
+
+
+def write_report(run: Path) -> Path:
+    """Read the run folder and write its `report.html`; returns the file's path.
+
+    Raises MissingFileError where there is no run folder or no config.yaml in it, DataError for a broken file.
+    """
+    folder = Path(run)
+    text = render(read_run(folder))
+    target = folder / "report.html"
+    temporary = folder / f".report.html.{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.write_text(text, "utf-8", errors="replace")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def render(run: Run) -> str:
+    """The whole page as text."""
+    results = run.results
+    series = figures.metric_series(run.metrics)
+    accuracy, training = figures.accuracy_charts(results.curves), figures.training_charts(series)
+    charts = [*accuracy, *training]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=words.number, plain=words.plain, seconds=words.seconds)
+    template = environment.from_string(resources.files("rewardkit.report").joinpath("page.html.j2").read_text("utf-8"))
+    return template.render(
+        title=results.title or f"Run {run.name}",
+        run=run.name,
+        notes=dict(run.notes),
+        summary=results.summary,
+        gates=results.gates,
+        facts=[(name, words.plain(value)) for name, value in results.facts],
+        accuracy=accuracy,
+        rules=_rule_rows(results.curves),
+        every_n=_every_n(results.curves),
+        comparisons=_comparisons(results),
+        costs=_with_total(results.costs),
+        measures=_measures(results.steps),
+        training=training,
+        metrics=_metrics(series),
+        undrawn=list(series)[figures.MOST_PANELS :],
+        stepless=sum(not is_number(row.get("step")) for row in run.metrics),
+        samples=heatmap.heatmap(run.samples),
+        sample_count=len(run.samples),
+        scale=heatmap.scale(),
+        env=words.flatten(run.env) if run.env is not None else [],
+        config=run.config[:MOST_TEXT],
+        config_cut=max(0, len(run.config) - MOST_TEXT),
+        charts=[{"id": chart.id, "json": Markup(chart.json)} for chart in charts],
+        plotly=_plotly() if charts else "",
+    )
+
+
+def _plotly() -> Markup:
+    """The text of plotly.js, safe inside a script element."""
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs().replace("</script", "<\\/script").replace("<!--", "<\\!--"))
+
+
+def _rule_rows(curves: Sequence[Curve]) -> list[RuleRow]:
+    """Every rule at its largest n, placed on one common strip."""
+    if not curves:
+        return []
+    last = [(curve.rule, *curve.points[-1]) for curve in curves]
+    ends = [value for _, _, e in last for value in (e.mean, e.low, e.high) if value is not None]
+    low, high = min(ends), max(ends)
+    span = (high - low) or 1.0
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / span, 2)
+
+    return [
+        RuleRow(
+            rule=rule,
+            meaning=words.meaning(rule),
+            kind=words.kind_of(rule),
+            n=n,
+            mean=words.percent(e.mean),
+            interval=words.interval(e.low, e.high),
+            problems=e.problems,
+            left=place(e.mean if e.low is None else e.low),
+            width=0.0 if e.low is None or e.high is None else round(place(e.high) - place(e.low), 2),
+            dot=place(e.mean),
+        )
+        for rule, n, e in last
+    ]
+
+
+def _every_n(curves: Sequence[Curve]) -> Mapping[str, Any]:
+    """All values of all curves as a table: columns are n, cells mean and interval (None where not measured)."""
+    ns = sorted({n for curve in curves for n, _ in curve.points})
+    rows = []
+    for curve in curves:
+        cells = {n: (words.percent(e.mean), words.interval(e.low, e.high)) for n, e in curve.points}
+        problems = sorted({e.problems for _, e in curve.points})
+        rows.append((curve.rule, [cells.get(n) for n in ns], " / ".join(f"{count:,}" for count in problems)))
+    return {"ns": ns, "rows": rows}
+
+
+def _comparisons(results: Results) -> list[Mapping[str, Any]]:
+    rows: list[Mapping[str, Any]] = []
+    for row in results.comparisons:
+        e = row.difference
+        bounds = "no interval"
+        if e.low is not None and e.high is not None:
+            bounds = f"{words.points(e.low)} to {words.points(e.high)}"
+        rows.append(
+            {
+                "first": row.first,
+                "second": row.second,
+                "n": row.n,
+                "difference": words.points(e.mean),
+                "interval": bounds,
+                "problems": e.problems,
+                "verdict": words.verdict(e, row.first, row.second),
+            }
+        )
+    return rows
+
+
+def _with_total(costs: Sequence[Cost]) -> list[tuple[Cost, bool]]:
+    """Costs with a last row that adds them up, unless there is one part only or the run added them itself."""
+    rows = [(cost, False) for cost in costs]
+    if len(costs) < 2 or any(cost.part.lower() in ("total", "all", "sum") for cost in costs):
+        return rows
+    total = Cost(
+        part="all parts",
+        prefill_tokens=sum(cost.prefill_tokens for cost in costs),
+        decoded_tokens=sum(cost.decoded_tokens for cost in costs),
+        scored_tokens=sum(cost.scored_tokens for cost in costs),
+        judged=sum(cost.judged for cost in costs),
+        seconds=sum(cost.seconds for cost in costs),
+        flops=sum(cost.flops for cost in costs),
+    )
+    return [*rows, (total, True)]
+
+
+def _measures(steps: StepQuality | None) -> list[MeasureRow]:
+    """The step measures there are, the honest ones first."""
+    if steps is None:
+        return []
+    rows = []
+
+    def auc(name: str, measured: Auc | None, meaning: str) -> None:
+        if measured is not None:
+            bounds = measured.low is not None and measured.high is not None
+            rows.append(
+                MeasureRow(
+                    name=name,
+                    value=f"{measured.auc:.3f}",
+                    interval=f"{measured.low:.3f} – {measured.high:.3f}" if bounds else "no interval",
+                    counted=f"{measured.pairs:,} pairs, {measured.problems:,} problems",
+                    meaning=meaning,
+                )
+            )
+
+    auc(
+        "AUC within a problem",
+        steps.auc_within,
+        "Of two responses to one problem, does the one that is still right at a step score higher there? "
+        "0.5 is chance.",
+    )
+    auc("AUC at the first error", steps.auc_first_error, "The same, only up to and at the first wrong step.")
+    f1 = steps.first_error_f1
+    if f1 is not None:
+        below = "" if f1.threshold is None else f" (first score below {words.number(f1.threshold)})"
+        rows.append(
+            MeasureRow(
+                name="First-error F1",
+                value=f"{f1.f1:.3f}",
+                interval="–",
+                counted=f"{f1.erroneous + f1.correct:,} responses",
+                meaning=f"Harmonic mean of the two accuracies below{below}.",
+            )
+        )
+        halves = (
+            ("… on responses with an error", f1.on_erroneous, f1.erroneous, "The first wrong step was named."),
+            ("… on responses without", f1.on_correct, f1.correct, "No step was called wrong."),
+        )
+        for name, rate, count, meaning in halves:
+            rows.append(
+                MeasureRow(
+                    name=name,
+                    value=words.percent(rate),
+                    interval=words.interval(*words.wilson(rate, count)) + " (Wilson)",
+                    counted=f"{count:,} responses",
+                    meaning=meaning,
+                )
+            )
+    if steps.ece is not None:
+        rows.append(
+            MeasureRow(
+                name="Calibration error (ECE)",
+                value=f"{steps.ece:.3f}",
+                interval="–",
+                counted="all steps",
+                meaning="How far scores are from the share of right steps, on average; 0 is best.",
+            )
+        )
+    if steps.auc_pooled is not None:
+        rows.append(
+            MeasureRow(
+                name="AUC pooled",
+                value=f"{steps.auc_pooled:.3f}",
+                interval="–",
+                counted="all steps",
+                meaning="Over all steps of all problems; inflated, because early steps are mostly right. "
+                "Not a measure of skill.",
+            )
+        )
+    return rows
+
+
+def _metrics(series: Mapping[str, Sequence[figures.Series]]) -> list[Mapping[str, Any]]:
+    """First, last, lowest and highest value of every logged number, by phase."""
+    return [
+        {
+            "name": name,
+            "phase": one.phase,
+            "rows": len(one.values),
+            "first": words.number(one.values[0]),
+            "last": words.number(one.values[-1]),
+            "lowest": words.number(min(one.values)),
+            "highest": words.number(max(one.values)),
+        }
+        for name, phases in series.items()
+        for one in phases
+    ]

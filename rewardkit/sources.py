@@ -1,0 +1,52 @@
+"""Where problems come from: a file, a hub data set, or the playground.
+
+`playground:test:300` means the first 300 problems of the playground's test split; anything else is a path or hub
+id for `verifiers.load_problems`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rewardkit import playground
+from verifiers.core import Problem
+from verifiers.errors import ConfigError
+from verifiers.records import load_problems
+
+
+def problems_from(
+    source: str,
+    *,
+    limit: int | None = None,
+    prompt_column: str | None = None,
+    answer_column: str | None = None,
+) -> list[Problem]:
+    """Problems of a source. Raises ConfigError, MissingFileError or DataError in one sentence."""
+    if not source.startswith("playground"):
+        return load_problems(source, prompt_column=prompt_column, answer_column=answer_column, limit=limit)
+    parts = source.split(":")
+    count = parts[2] if len(parts) > 2 else "300"
+    seed = parts[3] if len(parts) > 3 else "0"
+    if len(parts) > 4 or not count.isdigit() or int(count) < 1 or not seed.isdigit():
+        raise ConfigError(
+            f"a playground source is playground:SPLIT[:COUNT[:SEED]], such as playground:test:300; got {source!r}"
+        )
+    split: Any = parts[1] if len(parts) > 1 else "test"
+    return playground.problems(min(int(count), limit or int(count)), split=split, seed=int(seed))
+
+
+def as_chat(problems: list[Problem], tokenizer: Any) -> list[Problem]:
+    """Text prompts as one user message where the tokenizer has a chat template; others unchanged."""
+    if not getattr(tokenizer, "chat_template", None):
+        return problems
+    return [
+        Problem(
+            id=problem.id,
+            prompt=({"role": "user", "content": problem.prompt},),
+            answer=problem.answer,
+            metadata=problem.metadata,
+        )
+        if isinstance(problem.prompt, str)
+        else problem
+        for problem in problems
+    ]
