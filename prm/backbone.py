@@ -7,7 +7,8 @@ A response is read as
 
     prompt ids | step 1 ids, separator | ... | last step ids | separator
 
-that is: the very ids the policy drew, without the end-of-sequence token, closed by the separator's ids. A step's
+that is: the very ids the policy drew, without the end-of-sequence token, closed by the separator's ids unless
+they end with it already, so that a prefix reads the same on its own as inside the whole response. A step's
 score is read at its last token: P(good) = softmax(logits)[1] = sigmoid(logit_1 - logit_0).
 
 Legend: B rows, T tokens, S steps.
@@ -15,6 +16,7 @@ Legend: B rows, T tokens, S steps.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -68,16 +70,18 @@ class StepInput:
     steps: tuple[Step, ...]
 
 
-def encode_steps(
-    tokenizer: Any, prompt: Prompt, response: Response, *, separator: str = BLANK_LINE
-) -> StepInput:
+def encode_steps(tokenizer: Any, prompt: Prompt, response: Response, *, separator: str = BLANK_LINE) -> StepInput:
     """The ids of prompt and response with the position of every step's last token."""
     prompt_ids = encode_prompt(tokenizer, prompt)
     ids = response_ids(tokenizer, response)
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
     steps = token_steps(tokenizer, response, ids, separator=separator)
-    closing = separator_ids(tokenizer, separator=separator)
+    # A response that was cut behind a separator (a prefix in search, a token budget) is closed already.
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    tail = text[steps[-1].end :] if steps else ""
+    closed = tail.count("\n") > 1 if separator == BLANK_LINE else separator in tail
+    closing = () if closed else separator_ids(tokenizer, separator=separator)
     whole = (*prompt_ids, *ids, *closing)
     ends = [len(prompt_ids) + step.token_end - 1 for step in steps[:-1]]
     if steps:
@@ -110,26 +114,25 @@ def pad_right(rows: Sequence[Sequence[int]], *, device: torch.device | str = "cp
 
 def good_logits(model: Any, ids_BT: torch.Tensor) -> torch.Tensor:
     """logit_1 - logit_0 at every position, in float32. Shape (B, T)."""
-    logits = model(input_ids=ids_BT, use_cache=False).logits.float()
+    logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits.float()
     return logits[..., 1] - logits[..., 0]
 
 
-def load_backbone(
-    path: str | Path, *, dtype: str = "auto", device: str | None = None
-) -> tuple[Any, Any, ModelCard]:
+def load_backbone(path: str | Path, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any, ModelCard]:
     """(model, tokenizer, card) of a two-label checkpoint. Raises ModelError, MissingFileError."""
     tokenizer = load_tokenizer(path)
     with loading(path, "a process reward model (token classification)"):
         from transformers import AutoConfig, AutoModelForTokenClassification
 
         config = AutoConfig.from_pretrained(path)
-        if not any("TokenClassification" in name for name in config.architectures or ()):
-            raise ModelError(
-                f"{path} is no process reward model: it holds {', '.join(config.architectures or ['nothing'])}, "
-                "not a token-classification head; train one from it with `rewardkit prm train --init`"
-            )
-        if config.num_labels != 2:
-            raise ModelError(f"{path} has {config.num_labels} labels a token; a process reward model has 2")
+    if not any("TokenClassification" in name for name in config.architectures or ()):
+        raise ModelError(
+            f"{path} is no process reward model: it holds {', '.join(config.architectures or ['nothing'])}, "
+            "not a token-classification head; train one from it with `rewardkit prm train --init`"
+        )
+    if config.num_labels != 2:
+        raise ModelError(f"{path} has {config.num_labels} labels a token; a process reward model has 2")
+    with loading(path, "a process reward model (token classification)"):
         model = AutoModelForTokenClassification.from_pretrained(path, dtype=dtype)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model.eval(), tokenizer, ModelCard.load(path)
@@ -159,3 +162,30 @@ def start_from(path: str | Path, *, seed: int = 0) -> tuple[Any, Any, Any]:
     model.config.id2label = {0: "bad", 1: "good"}
     model.config.label2id = {"bad": 0, "good": 1}
     return model, tokenizer, lm_head
+
+
+def add_layers(model: Any, count: int) -> None:
+    """Append `count` decoder layers that change nothing at first (block expansion, arXiv 2401.02415).
+
+    Each is a copy of the last layer whose two output projections are zero, so the residual stream passes through
+    unchanged until training moves them. Raises ModelError for an architecture without such projections.
+    """
+    layers = model.base_model.layers
+    for _ in range(count):
+        layer = copy.deepcopy(layers[-1])
+        try:
+            outputs = (layer.self_attn.o_proj, layer.mlp.down_proj)
+        except AttributeError as error:
+            raise ModelError(
+                f"extra_layers needs decoder layers with self_attn.o_proj and mlp.down_proj; "
+                f"{type(model).__name__} has none; set extra_layers to 0"
+            ) from error
+        for projection in outputs:
+            for parameter in projection.parameters():
+                torch.nn.init.zeros_(parameter)
+        layer.self_attn.layer_idx = len(layers)
+        layer.requires_grad_(True)
+        layers.append(layer)
+    model.config.num_hidden_layers = len(layers)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [*model.config.layer_types, *model.config.layer_types[-1:] * count]

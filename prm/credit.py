@@ -39,5 +39,5 @@ def response_score(step_scores: Sequence[float], reduction: Reduction = "min") -
 
 def marginal(step_scores: Sequence[float], *, start: float) -> list[float]:
     """r_t = Phi_t - Phi_{t-1}, one a step, with Phi_0 = `start`."""
-    before = [start, *step_scores[:-1]]
+    before = [start, *step_scores][:-1]
     return [after - previous for previous, after in zip(before, step_scores, strict=True)]

@@ -143,9 +143,7 @@ def first_error_f1(rows: Sequence[ScoredSteps], *, threshold: float = 0.5) -> Fi
     )
 
 
-def expected_calibration_error(
-    scores: Sequence[float], outcomes: Sequence[bool | float], *, bins: int = 10
-) -> float:
+def expected_calibration_error(scores: Sequence[float], outcomes: Sequence[bool | float], *, bins: int = 10) -> float:
     """Mean absolute gap between score and outcome over equal-width bins, weighted by bin size."""
     if len(scores) != len(outcomes) or not scores:
         raise ConfigError(f"there must be one outcome a score; got {len(scores)} and {len(outcomes)}")

@@ -18,11 +18,12 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from verifiers.core import Problem, Prompt, Response, StopReason
-from verifiers.errors import ConfigError, DataError
-from verifiers.jsonl import read_jsonl
+from verifiers.errors import DataError
+from verifiers.jsonl import numbered_rows
 from verifiers.steps import BLANK_LINE
 
 LabelKind: TypeAlias = Literal["hard", "soft"]
@@ -58,6 +59,13 @@ class StepRow:
                     f"{name!r} must have one entry a step; got {len(getattr(self, name))} for "
                     f"{len(self.completions)} steps (problem {self.problem_id!r})"
                 )
+        if self.undecided and len(self.undecided) != len(self.completions):
+            raise DataError(
+                f"'undecided' must have one entry a step or none; got {len(self.undecided)} for "
+                f"{len(self.completions)} steps (problem {self.problem_id!r})"
+            )
+        if self.undecided and not any(self.undecided):
+            object.__setattr__(self, "undecided", ())  # one spelling, so that rows survive a round trip equal
         if any(not 0 <= s <= n for s, n in zip(self.successes, self.trials, strict=True)):
             raise DataError(
                 f"successes must lie between 0 and trials; got {self.successes} of {self.trials} "
@@ -113,8 +121,8 @@ def read_stepwise(path: str | os.PathLike[str]) -> list[StepRow]:
 
     Raises MissingFileError and DataError; the latter names file, line and field.
     """
-    rows = read_jsonl(path, required=("prompt", "completions", "labels"))
-    return [from_json(row, where=f"{path}, line {number}") for number, row in enumerate(rows, start=1)]
+    rows = numbered_rows(Path(path), required=("prompt", "completions", "labels"))
+    return [from_json(row, where=f"{path}, line {number}") for number, row in rows]
 
 
 def write_rows(rows: Iterable[StepRow], kind: LabelKind = "soft") -> Iterable[dict[str, Any]]:
@@ -126,36 +134,43 @@ def from_json(row: Mapping[str, Any], *, where: str = "row") -> StepRow:
     """One row of the TRL layout or ours; `where` names it in errors."""
     completions, labels = row["completions"], row["labels"]
     if not isinstance(completions, list) or not all(isinstance(step, str) for step in completions):
-        raise DataError(
-            f"{where}, field 'completions': must be a list of step texts; got {completions!r:.80}"
-        )
+        raise DataError(f"{where}, field 'completions': must be a list of step texts; got {completions!r:.80}")
     if not isinstance(labels, list) or len(labels) != len(completions):
         got = f"{len(labels)} labels" if isinstance(labels, list) else repr(labels)[:80]
-        raise DataError(
-            f"{where}, field 'labels': must be a list of {len(completions)}, one a step; got {got}"
-        )
+        raise DataError(f"{where}, field 'labels': must be a list of {len(completions)}, one a step; got {got}")
     for number, label in enumerate(labels):
         if label is not None and not _is_label(label):
             raise DataError(
                 f"{where}, field 'labels'[{number}]: must be true, false, a share in [0, 1] or null; got {label!r}"
             )
-    trials = _numbers(row, "trials", where) or [0 if label is None else 1 for label in labels]
-    successes = _numbers(row, "successes", where) or [0.0 if x is None else float(x) for x in labels]
+    trials = _counts(row, "trials", where)
+    successes = _numbers(row, "successes", where)
+    if (trials is None) != (successes is None):
+        there, missing = ("successes", "trials") if trials is None else ("trials", "successes")
+        raise DataError(f"{where}, field {missing!r}: is missing beside {there!r}; give both or neither")
+    if trials is None or successes is None:
+        trials = [0 if label is None else 1 for label in labels]
+        successes = [0.0 if label is None else float(label) for label in labels]
+    provenance = row.get("provenance", {})
+    if not isinstance(provenance, Mapping):
+        raise DataError(f"{where}, field 'provenance': must be an object; got {provenance!r:.80}")
     try:
         return StepRow(
             prompt=_prompt(row["prompt"], where),
             completions=tuple(completions),
             successes=tuple(successes),
-            trials=tuple(int(n) for n in trials),
-            undecided=tuple(int(n) for n in _numbers(row, "undecided", where) or ()),
+            trials=tuple(trials),
+            undecided=tuple(_counts(row, "undecided", where) or ()),
             problem_id=str(row.get("problem_id", row.get("id", ""))),
-            sample=int(row.get("sample", 0)),
-            stop_reason=StopReason(row.get("stop_reason", "stop")),
+            sample=_sample(row, where),
+            stop_reason=_stop_reason(row, where),
             source=str(row.get("source", "")),
-            token_ids=tuple(row.get("token_ids", ())),
-            provenance=dict(row.get("provenance", {})),
+            token_ids=tuple(_counts(row, "token_ids", where) or ()),
+            provenance=dict(provenance),
         )
-    except (DataError, ConfigError, ValueError) as error:
+    except DataError as error:
+        if str(error).startswith(where):
+            raise
         raise DataError(f"{where}: {error}") from error
 
 
@@ -170,17 +185,40 @@ def _numbers(row: Mapping[str, Any], name: str, where: str) -> list[float] | Non
     if values is None:
         return None
     if not isinstance(values, list) or not all(
-        isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 for value in values
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf for value in values
     ):
         raise DataError(f"{where}, field {name!r}: must be a list of counts; got {values!r:.80}")
     return values
 
 
+def _counts(row: Mapping[str, Any], name: str, where: str) -> list[int] | None:
+    values = _numbers(row, name, where)
+    if values is None:
+        return None
+    if any(value != int(value) for value in values):
+        raise DataError(f"{where}, field {name!r}: must be a list of whole numbers; got {values!r:.80}")
+    return [int(value) for value in values]
+
+
+def _sample(row: Mapping[str, Any], where: str) -> int:
+    value = row.get("sample", 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise DataError(f"{where}, field 'sample': must be a whole number, 0 or more; got {value!r:.80}")
+    return value
+
+
+def _stop_reason(row: Mapping[str, Any], where: str) -> StopReason:
+    value = row.get("stop_reason", StopReason.STOP.value)
+    try:
+        return StopReason(value)
+    except ValueError as error:
+        known = ", ".join(reason.value for reason in StopReason)
+        raise DataError(f"{where}, field 'stop_reason': must be one of {known}; got {value!r:.80}") from error
+
+
 def _prompt(value: Any, where: str) -> Prompt:
     if isinstance(value, str):
         return value
-    if isinstance(value, Sequence) and all(
-        isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in value
-    ):
+    if isinstance(value, Sequence) and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in value):
         return tuple(dict(message) for message in value)
     raise DataError(f"{where}, field 'prompt': must be text or a list of chat messages; got {value!r:.80}")

@@ -134,10 +134,7 @@ def _label_chunk(
     drawn = engine.generate(requests, config.sampling) if requests else []
     rollouts = [
         [
-            [
-                _finish(engine, item, number, c.token_ids, c.stop_reason)
-                for c in drawn[item.first_request + number]
-            ]
+            [_finish(engine, item, number, c.token_ids, c.stop_reason) for c in drawn[item.first_request + number]]
             for number in range(len(item.steps) - 1)
         ]
         for item in work
@@ -150,7 +147,7 @@ def _label_chunk(
 def _finish(engine: Engine, item: _Work, step: int, new_ids: tuple[int, ...], reason: Any) -> Response:
     """The whole response that a roll-out from after `step` amounts to."""
     ids = (*item.ids[: item.steps[step].token_end], *new_ids)
-    text = engine.tokenizer.decode(ids, skip_special_tokens=True)
+    text = engine.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return Response(
         problem_id=item.problem.id, text=text, token_ids=ids, stop_reason=reason, sample=item.response.sample
     )

@@ -32,9 +32,7 @@ from verifiers.steps import text_response
 class ProcessModel:
     """A process reward model. Implements `verifiers.core.StepScorer`."""
 
-    def __init__(
-        self, model: Any, tokenizer: Any, card: ModelCard | None = None, *, batch_tokens: int = 16_384
-    ):
+    def __init__(self, model: Any, tokenizer: Any, card: ModelCard | None = None, *, batch_tokens: int = 16_384):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.card = card or ModelCard()
@@ -79,21 +77,20 @@ class ProcessModel:
         ]
         return [list(scores) for scores in self.score_steps(problems, responses)]
 
-    def score_steps(
-        self, problems: Sequence[Problem], responses: Sequence[Response]
-    ) -> list[tuple[float, ...]]:
+    def score_steps(self, problems: Sequence[Problem], responses: Sequence[Response]) -> list[tuple[float, ...]]:
         """One score in [0, 1] a step of each response. Raises DataError for a response that does not fit."""
-        return [
-            tuple(torch.sigmoid(torch.tensor(row)).tolist()) for row in self.log_odds(problems, responses)
-        ]
+        return [tuple(torch.sigmoid(torch.tensor(row)).tolist()) for row in self.log_odds(problems, responses)]
 
     @torch.inference_mode()
     def log_odds(self, problems: Sequence[Problem], responses: Sequence[Response]) -> list[tuple[float, ...]]:
-        """log P(good) / P(bad) a step, in float32."""
+        """Natural logarithm of P(good) / P(bad) a step, in float32."""
+        if len(problems) != len(responses):
+            raise ConfigError(f"there must be one problem a response; got {len(problems)} and {len(responses)}")
         started = time.perf_counter()
         rows = [self._encode(p, r) for p, r in zip(problems, responses, strict=True)]
         results: list[tuple[float, ...]] = [()] * len(rows)
         order = sorted((n for n, row in enumerate(rows) if row.ends), key=lambda n: len(rows[n].ids))
+        read = sum(len(rows[n].ids) for n in order)
         while order:
             count = 1
             while count < len(order) and (count + 1) * len(rows[order[count]].ids) <= self.batch_tokens:
@@ -105,7 +102,7 @@ class ProcessModel:
             for place, number in enumerate(batch):
                 results[number] = tuple(margins_BT[place, list(rows[number].ends)].tolist())
         self._usage += Usage(
-            prefill_tokens=sum(len(row.ids) for row in rows), calls=1, seconds=time.perf_counter() - started
+            prefill_tokens=read, calls=1, seconds=time.perf_counter() - started
         )
         return results
 

@@ -30,6 +30,14 @@ class TrainConfig:
     """counts: a step counts by its trials; steps: every step counts once."""
     lm_weight: float = 0.0
     """Weight of the next-token loss on steps from which some roll-out succeeded, per labelled step."""
+    extra_layers: int = 0
+    """Decoder layers added on top of `init`, at first without effect (block expansion): checking a step reads the
+    predictions that the language model made, and a small model has no layer left to do so."""
+    freeze_init: bool = False
+    """Keep the weights of `init` fixed: only the added layers and the head are trained."""
+    surprisal_weight: float = 0.0
+    """Weight of a helper loss on every response token: the first added layer says how unexpected the token was to
+    the language model. It needs at least two added layers, the later ones to use it."""
     bf16: bool = False
     """Compute in bfloat16 (weights stay float32)."""
     seed: int = 0
@@ -39,8 +47,21 @@ class TrainConfig:
         if self.steps < 1 or self.rows < 1:
             raise ConfigError(f"steps and rows must be 1 or more; got {self.steps!r} and {self.rows!r}")
         if self.micro_rows < 1 or self.rows % self.micro_rows:
+            raise ConfigError(f"micro_rows must divide rows; got {self.micro_rows!r} for {self.rows!r} rows a step")
+        if self.extra_layers < 0:
+            raise ConfigError(f"extra_layers must be 0 or more; got {self.extra_layers!r}")
+        if not self.rate > 0 or self.warmup < 0:
+            raise ConfigError(f"rate must be above 0 and warmup 0 or more; got {self.rate!r} and {self.warmup!r}")
+        if self.labels not in ("hard", "soft"):
+            raise ConfigError(f"labels must be 'hard' or 'soft'; got {self.labels!r}")
+        if self.weighting not in ("counts", "steps"):
+            raise ConfigError(f"weighting must be 'counts' or 'steps'; got {self.weighting!r}")
+        for name in ("lm_weight", "surprisal_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more; got {getattr(self, name)!r}")
+        if self.surprisal_weight > 0 and self.extra_layers < 2:
             raise ConfigError(
-                f"micro_rows must divide rows; got {self.micro_rows!r} for {self.rows!r} rows a step"
+                f"surprisal_weight needs extra_layers of 2 or more to act on; got {self.extra_layers!r}"
             )
-        if self.lm_weight < 0:
-            raise ConfigError(f"lm_weight must be 0 or more; got {self.lm_weight!r}")
+        if self.freeze_init and self.lm_weight > 0 and self.extra_layers == 0:
+            raise ConfigError("freeze_init without extra_layers leaves lm_weight nothing to train; set it to 0")

@@ -9,8 +9,11 @@ where m is the mean number of trials in the data (weighting `counts`: a step see
 more), or n itself (weighting `steps`: every step counts the same, the label is the share s / n). Labels `hard`
 replace (s, n) by (1 if any success else 0, 1).
 
-Beside it stands, with weight `lm_weight`, the next-token loss of those steps from which some roll-out
-succeeded: it keeps the arithmetic that the policy had learned, which a step label alone does not teach. Sums are
+Beside it may stand, with weight `lm_weight`, the next-token loss of those steps from which some roll-out
+succeeded: it keeps the arithmetic that the policy had learned, which a step label alone does not teach. And, with
+weight `surprisal_weight`, a helper on every response token: a linear read-out of the first added layer is fitted to
+1 - p(token), p being the probability that the language model under it gave the token. Written this way a slip stands
+out; without help a small model needs very long to find that comparison. The read-out is thrown away. Sums are
 divided by the number of labelled steps of the whole optimiser batch, so gradients do not depend on how the
 batch is cut into micro-batches or spread over processes.
 
@@ -30,7 +33,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from prm.backbone import ModelCard, context_of, encode_steps, pad_right, start_from
+from prm.backbone import ModelCard, add_layers, context_of, encode_steps, pad_right, start_from
 from prm.formats import StepRow
 from prm.train_config import TrainConfig
 from verifiers.errors import DataError, ModelError
@@ -91,6 +94,7 @@ class StepDataset(Dataset[dict[str, Any]]):
                 "ends": encoded.ends[:fitting],
                 "successes": successes,
                 "trials": trials,
+                "prompt_length": encoded.prompt_length,
                 "lm_span": (encoded.prompt_length, good[-1] + 1 if good else encoded.prompt_length),
             }
         )
@@ -108,9 +112,11 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     successes_BT = torch.zeros(ids_BT.shape)
     trials_BT = torch.zeros(ids_BT.shape)
     lm_mask_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
+    response_mask_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     for number, item in enumerate(items):
         successes_BT[number, list(item["ends"])] = torch.tensor(item["successes"], dtype=torch.float32)
         trials_BT[number, list(item["ends"])] = torch.tensor(item["trials"], dtype=torch.float32)
+        response_mask_BT[number, item["prompt_length"] : len(item["input_ids"])] = True
         lm_mask_BT[number, item["lm_span"][0] : item["lm_span"][1]] = True
     # Trainer counts what is not -100 in "labels" over the whole optimiser batch and all processes.
     labels_BT = torch.where(trials_BT > 0, 1, -100)
@@ -119,6 +125,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         "successes": successes_BT,
         "trials": trials_BT,
         "lm_mask": lm_mask_BT,
+        "response_mask": response_mask_BT,
         "labels": labels_BT,
     }
 
@@ -136,32 +143,54 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, lm_head: Any, lm_weight: float, scale: float | None, **options: Any) -> None:
+    def __init__(
+        self, *, lm_head: Any, settings: TrainConfig, scale: float | None, base_layers: int, **options: Any
+    ) -> None:
         # A loss function must be given for Trainer to count labels over the optimiser batch; ours is below.
         super().__init__(compute_loss_func=step_loss, **options)
-        self.lm_head, self.lm_weight, self.scale = lm_head, lm_weight, scale
+        self.lm_head, self.settings, self.scale, self.base_layers = lm_head, settings, scale, base_layers
+        self._step_losses: list[float] = []
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Step loss plus weighted next-token loss, both per labelled step of the optimiser batch."""
-        output = model(
-            input_ids=inputs["input_ids"], output_hidden_states=self.lm_weight > 0, use_cache=False
-        )
+        """Step loss plus the weighted helpers, all per labelled step of the optimiser batch."""
+        helped = self.settings.lm_weight > 0 or self.settings.surprisal_weight > 0
+        output = model(input_ids=inputs["input_ids"], output_hidden_states=helped, use_cache=False)
         logits = output.logits.float()
         margins_BT = logits[..., 1] - logits[..., 0]
         loss = step_loss(margins_BT, inputs["successes"], inputs["trials"], self.scale)
-        if self.lm_weight > 0:
-            wanted = inputs["lm_mask"][:, 1:]
-            hidden = output.hidden_states[-1][:, :-1][wanted]
-            if len(hidden):
-                targets = inputs["input_ids"][:, 1:][wanted]
-                loss = loss + self.lm_weight * F.cross_entropy(
-                    self.lm_head(hidden).float(), targets, reduction="sum"
-                )
+        self._step_losses.append(loss.item() / max(1, int((inputs["trials"] > 0).sum())))
+        if self.settings.lm_weight > 0:
+            loss = loss + self.settings.lm_weight * self._lm_loss(output.hidden_states[-1], inputs)
+        if self.settings.surprisal_weight > 0:
+            loss = loss + self.settings.surprisal_weight * self._surprisal_loss(output.hidden_states, inputs)
         counted = (inputs["trials"] > 0).sum() if num_items_in_batch is None else num_items_in_batch
         loss = loss / counted * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
+
+    def _lm_loss(self, hidden_BTD: torch.Tensor, inputs: Any) -> torch.Tensor:
+        """Summed next-token loss over `lm_mask`."""
+        wanted = inputs["lm_mask"][:, 1:]
+        targets = inputs["input_ids"][:, 1:][wanted]
+        return F.cross_entropy(self.lm_head(hidden_BTD[:, :-1][wanted]).float(), targets, reduction="sum")
+
+    def _surprisal_loss(self, hidden_states: Any, inputs: Any) -> torch.Tensor:
+        """Summed cross-entropy of the read-out against 1 - p(token) over `response_mask`."""
+        wanted = inputs["response_mask"][:, 1:]
+        norm = self.model.base_model.norm
+        with torch.no_grad():
+            logits = self.lm_head(norm(hidden_states[self.base_layers])[:, :-1][wanted]).float()
+            likely = logits.softmax(-1).gather(1, inputs["input_ids"][:, 1:][wanted][:, None])[:, 0]
+        said = self.model.surprisal(norm(hidden_states[self.base_layers + 1])[:, 1:][wanted])[:, 0].float()
+        return F.binary_cross_entropy_with_logits(said, 1.0 - likely, reduction="sum")
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logged rows carry the step loss by itself beside the sum."""
+        if "loss" in logs and self._step_losses:
+            logs["step_loss"] = sum(self._step_losses) / len(self._step_losses)
+            self._step_losses.clear()
+        super().log(logs, *args, **kwargs)
 
 
 class _Log(TrainerCallback):  # type: ignore[misc]
@@ -171,7 +200,7 @@ class _Log(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
-            self.losses.append(float(logs["loss"]))
+            self.losses.append(float(logs["step_loss"]))
             self.write({"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}})
 
 
@@ -190,11 +219,17 @@ def fit(
     counted. Raises DataError when nothing can be learned from the rows, ModelError for the checkpoint.
     """
     model, tokenizer, lm_head = start_from(config.init, seed=config.seed)
-    if config.lm_weight > 0 and lm_head is None:
+    if (config.lm_weight > 0 or config.surprisal_weight > 0) and lm_head is None:
         raise ModelError(
-            f"lm_weight needs a language-model head, and {config.init} has none; start from the causal language "
-            "model, or set lm_weight to 0"
+            f"lm_weight and surprisal_weight need a language-model head, and {config.init} has none; start from the "
+            "causal language model, or set them to 0"
         )
+    base_layers = model.config.num_hidden_layers
+    if config.freeze_init:
+        model.base_model.requires_grad_(False)
+    add_layers(model, config.extra_layers)
+    if config.surprisal_weight > 0:
+        model.surprisal = torch.nn.Linear(model.config.hidden_size, 1)
     data = StepDataset(rows, tokenizer, config, context_of(model))
     log = _Log(on_log)
     arguments = TrainingArguments(
@@ -220,7 +255,8 @@ def fit(
     )
     trainer = StepTrainer(
         lm_head=None if lm_head is None else lm_head.to(arguments.device),
-        lm_weight=config.lm_weight,
+        settings=config,
+        base_layers=base_layers,
         scale=data.mean_trials if config.weighting == "counts" else None,
         model=model,
         args=arguments,
@@ -230,6 +266,8 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
+    if config.surprisal_weight > 0:
+        del model.surprisal
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     ModelCard(label_rule=config.labels, provenance={**asdict(config), **(provenance or {})}).save(out)

@@ -71,10 +71,10 @@ def _complete(path: Path) -> set[tuple[str, int]]:
         return set()
     with JsonlAppender(path) as file:
         rows: list[dict[str, Any]] = file.rows
-    whole = max((n for n, row in enumerate(rows, start=1) if row["source"] == "response"), default=0)
+    whole = max((n for n, row in enumerate(rows, start=1) if row.get("source") == "response"), default=0)
     if whole < len(rows):
         write_jsonl(path, rows[:whole])
-    return {(row["problem_id"], row["sample"]) for row in rows[:whole] if row["source"] == "response"}
+    return {(row["problem_id"], row["sample"]) for row in rows[:whole] if row.get("source") == "response"}
 
 
 def summary(rows: Sequence[StepRow]) -> dict[str, Any]:

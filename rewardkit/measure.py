@@ -65,9 +65,7 @@ def same_answer(a: str, b: str) -> bool:
     return math_equal(a, b).score == 1.0
 
 
-def add_step_scores(
-    pools: Sequence[Pool], scorer: ProcessModel, *, name: str = "PRM"
-) -> tuple[list[Pool], Ledger]:
+def add_step_scores(pools: Sequence[Pool], scorer: ProcessModel, *, name: str = "PRM") -> tuple[list[Pool], Ledger]:
     """Pools with step scores and one response score a reduction ("PRM min", "PRM product", ...)."""
     started, before = time.perf_counter(), scorer.usage
     problems = [pool.problem for pool in pools for _ in pool.responses]
@@ -77,12 +75,9 @@ def add_step_scores(
     for pool in pools:
         steps = tuple(next(rest) for _ in pool.responses)
         scores = {
-            f"{name} {reduction}": tuple(response_score(row, reduction) for row in steps)
-            for reduction in REDUCTIONS
+            f"{name} {reduction}": tuple(response_score(row, reduction) for row in steps) for reduction in REDUCTIONS
         }
-        scored.append(
-            replace(pool, step_scores={**pool.step_scores, name: steps}, scores={**pool.scores, **scores})
-        )
+        scored.append(replace(pool, step_scores={**pool.step_scores, name: steps}, scores={**pool.scores, **scores}))
     spent = scorer.usage - before
     ledger = Ledger().scored(tokens=spent.prefill_tokens, seconds=time.perf_counter() - started)
     return scored, ledger
@@ -100,9 +95,7 @@ def scored_steps(pools: Sequence[Pool], *, name: str = "PRM") -> list[ScoredStep
                     f"text, but {len(scores)} were scored; its token ids and text do not agree"
                 )
             rows.append(
-                ScoredSteps(
-                    problem_id=pool.problem.id, scores=scores, sound=tuple(truth.sound for truth in truths)
-                )
+                ScoredSteps(problem_id=pool.problem.id, scores=scores, sound=tuple(truth.sound for truth in truths))
             )
     return rows
 
@@ -189,9 +182,7 @@ def sample_rows(pools: Sequence[Pool], *, rule: str = "PRM min", name: str = "PR
                     "role": role,
                     "steps": [step.text for step in split_steps(response.text)],
                     "scores": list(pool.step_scores[name][index]) if name in pool.step_scores else [],
-                    "truth": [t.kind.value for t in judge_steps(pool.problem, response.text)]
-                    if known
-                    else None,
+                    "truth": [t.kind.value for t in judge_steps(pool.problem, response.text)] if known else None,
                     "extracted": verdict.extracted if verdict else None,
                     "correct": None if verdict is None or verdict.score is None else verdict.score == 1.0,
                 }

@@ -1,4 +1,4 @@
-"""The embedded default: word problems with known programs, and the small policy and PRM shipped for them.
+r"""The embedded default: word problems with known programs, and the small policy and PRM shipped for them.
 
 A problem follows one story (`rewardkit/stories.py`) through 2 to 8 dependent equations. Its numbers are drawn
 from a counter-based seed, so `problem(seed, split, index)` is the same everywhere. The program that made it
@@ -6,11 +6,11 @@ travels in `metadata["program"]`; `rewardkit/step_truth.py` computes from it whe
 belongs to the split that its own hash names, so that no two splits can ever share a text:
 BLAKE2b(text) mod 10 = 0 is test, 1 is validation, the rest is train.
 
-A solution is steps separated by a blank line, one equation each, the last with \\boxed{answer}:
+A solution is steps separated by a blank line, one equation each, the last with \boxed{answer}:
 
     Part: 3 * 6 = 18.
 
-    Apples: 14 + 18 = 32. \\boxed{32}
+    Apples: 14 + 18 = 32. \boxed{32}
 """
 
 from __future__ import annotations
@@ -145,9 +145,7 @@ def _add(draft: _Draft, sentence: str, **changes: Any) -> _Draft:
 
 
 def _open(story: Story, rng: random.Random, names: dict[str, str]) -> _Draft:
-    empty = _Draft(
-        sentences=(), given=(), nodes=(), values=(), labels=(), side=(), running="g0", amount=Fraction(0)
-    )
+    empty = _Draft(sentences=(), given=(), nodes=(), values=(), labels=(), side=(), running="g0", amount=Fraction(0))
     if story.opening_groups and rng.random() < 0.4:
         x, y = Fraction(rng.randint(2, 9)), Fraction(rng.randint(3, 25))
         sentence = story.opening_groups.format(**names, x=x, y=y)
@@ -174,9 +172,7 @@ def _aside(story: Story, draft: _Draft, rng: random.Random, names: dict[str, str
     )  # fmt: skip
 
 
-def _event(
-    story: Story, draft: _Draft, rng: random.Random, names: dict[str, str], room: int
-) -> _Draft | None:
+def _event(story: Story, draft: _Draft, rng: random.Random, names: dict[str, str], room: int) -> _Draft | None:
     """One event of at most `room` equations that keeps the amount positive, exact and small; None if none."""
     for _ in range(50):
         operation, sentence = rng.choice(story.events)
@@ -203,9 +199,7 @@ def _event(
     return None
 
 
-def _numbers(
-    operation: str, fractional: bool, amount: Fraction, rng: random.Random
-) -> tuple[Fraction, Fraction]:
+def _numbers(operation: str, fractional: bool, amount: Fraction, rng: random.Random) -> tuple[Fraction, Fraction]:
     """Candidate numbers for an event; `_event` rejects those that leave the range."""
     if operation in ("keep", "lose"):
         q = rng.choice((2, 2, 4) if fractional else (2, 3, 4, 5))

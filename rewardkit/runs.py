@@ -65,9 +65,7 @@ class RunFolder:
     @staticmethod
     def _check_same(path: Path, config: Mapping[str, Any]) -> None:
         if not (path / "config.yaml").exists():
-            raise MissingFileError(
-                f"there is no run to resume in {path} (no config.yaml); leave --resume out"
-            )
+            raise MissingFileError(f"there is no run to resume in {path} (no config.yaml); leave --resume out")
         before = yaml.safe_load((path / "config.yaml").read_text())
         changed = [name for name in config if before.get(name) != config[name]]
         if changed:
@@ -159,9 +157,7 @@ def _git() -> dict[str, Any] | None:
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20
-        )
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20)
         return done.stdout.strip()
 
     try:

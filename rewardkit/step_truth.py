@@ -36,8 +36,11 @@ POINTS = 2
 READINGS = 512
 """Most ways of reading the numbers of one step that are tried."""
 
+OPERANDS = 64
+"""Most numbers of one expression; a whole story told in one equation has fewer."""
+
 _TOKEN = re.compile(r"\s*(?:(\d{1,9}(?:/\d{1,9})?)(?![\d/])|([-+*/()]))")
-_EQUATION = re.compile(r"([\d+\-*/() ]*\d[\d+\-*/() ]*) = (\d+(?:/\d+)?)(?![\d/])")
+_RESULT = re.compile(r" = (\d+(?:/\d+)?)(?![\d/])")
 _BOX = re.compile(r"\\boxed\{([^{}]*)\}")
 
 Residues = tuple[int, ...]
@@ -79,20 +82,16 @@ def judge_steps(problem: Problem, text: str) -> list[StepTruth]:
         )
     given, nodes = _evaluate(program)
     side = set(program["side"])
-    answer = (
-        nodes[int(program["answer"][1:])]
-        if program["answer"][0] == "n"
-        else given[int(program["answer"][1:])]
-    )
+    answer = nodes[int(program["answer"][1:])] if program["answer"][0] == "n" else given[int(program["answer"][1:])]
     known = list(given)
     established: set[Residues] = set()
     truths: list[StepTruth] = []
     sound = True
     for step in split_steps(text):
         kind, reason = _judge(step.text, known, nodes, side, established)
-        boxed = _BOX.search(step.text)
-        if boxed and kind is not StepKind.WRONG:
-            kind, reason = _judge_box(boxed.group(1), answer, established, kind, reason)
+        for boxed in _BOX.findall(step.text):
+            if kind is not StepKind.WRONG:
+                kind, reason = _judge_box(boxed, answer, established, kind, reason)
         sound = sound and kind is not StepKind.WRONG
         truths.append(StepTruth(kind=kind, reason=reason, sound=sound))
     return truths
@@ -134,7 +133,7 @@ def _judge(
     text: str, known: list[_Known], nodes: list[_Known], side: set[int], established: set[Residues]
 ) -> tuple[StepKind, str]:
     """Kind and reason of one step; a right result joins `known` and `established`."""
-    equations = _EQUATION.findall(text)
+    equations = _equations(text)
     if len(equations) != 1:
         return StepKind.WRONG, f"{len(equations) or 'no'} equations where one is expected"
     expression, result = (
@@ -145,9 +144,9 @@ def _judge(
     if parsed is None or result is None:
         return StepKind.WRONG, f"{expression!r} is no expression"
     postfix, numbers = parsed
-    plain = _run(
-        postfix, [_Known(value=number, residues=(0,) * POINTS) for number in numbers], exact_only=True
-    )
+    if len(numbers) > OPERANDS:
+        return StepKind.WRONG, f"{len(numbers)} numbers in one expression; {OPERANDS} at most are read"
+    plain = _run(postfix, [_Known(value=number, residues=(0,) * POINTS) for number in numbers], exact_only=True)
     if plain is None or plain.value != result:
         shown = "undefined" if plain is None else number_text(plain.value)
         return StepKind.WRONG, f"{expression} is {shown}, not {number_text(result)}"
@@ -176,6 +175,21 @@ def _judge(
     if len(numbers) == 1:
         return StepKind.USELESS, "states a known number"
     return StepKind.WRONG, "true arithmetic that the story does not ask for"
+
+
+def _equations(text: str) -> list[tuple[str, str]]:
+    """All (expression, result) pairs, found by scanning left from every " = number": linear in the text."""
+    found = []
+    begin = 0
+    for match in _RESULT.finditer(text):
+        start = match.start()
+        while start > begin and (text[start - 1] in "+-*/() " or text[start - 1].isdecimal()):
+            start -= 1
+        expression = text[start : match.start()]
+        if any(character.isdecimal() for character in expression):
+            found.append((expression, match.group(1)))
+            begin = match.end()
+    return found
 
 
 def _judge_box(

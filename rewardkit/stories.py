@@ -50,9 +50,7 @@ class Story:
 def _story(
     kind: str, total: str, group: str, opening: str, question: str, *events: tuple[str, str], **more: object
 ) -> Story:
-    return Story(
-        kind=kind, total=total, group=group, opening=opening, question=question, events=events, **more
-    )  # type: ignore[arg-type]
+    return Story(kind=kind, total=total, group=group, opening=opening, question=question, events=events, **more)  # type: ignore[arg-type]
 
 
 STORIES: tuple[Story, ...] = (

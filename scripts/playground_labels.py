@@ -53,9 +53,7 @@ def make_part(worker: int, args: argparse.Namespace, part: Path) -> None:
         ]
         begin = time.time()
         for start in range(0, len(todo), 32):
-            pools = draw(
-                todo[start : start + 32], engine=engine, n=args.samples, sampling=sampling, seed=args.seed
-            )
+            pools = draw(todo[start : start + 32], engine=engine, n=args.samples, sampling=sampling, seed=args.seed)
             pairs = [(pool.problem, response) for pool in pools for response in pool.responses]
             rows: dict[str, list[StepRow]] = {pool.problem.id: [] for pool in pools}
             labelled = label(
@@ -66,9 +64,7 @@ def make_part(worker: int, args: argparse.Namespace, part: Path) -> None:
                 for row in found:
                     rows[row.problem_id].append(row)
             # A problem's rows go out together, so that a killed run never leaves half a problem.
-            file.append(
-                *({"problem_id": name, "rows": [r.to_json() for r in own]} for name, own in rows.items())
-            )
+            file.append(*({"problem_id": name, "rows": [r.to_json() for r in own]} for name, own in rows.items()))
             rate = engine.usage.decoded_tokens / (time.time() - begin)
             print(f"worker {worker}: {start + 32}/{len(todo)} problems, {rate:.0f} tokens/s", flush=True)
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from playground_slips import slipped_solution
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -29,7 +30,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from playground_slips import slipped_solution
 from rewardkit import playground
 
 PIECES = r"\n+|\\boxed\{|[0-9]| [-+*/=] | ?[A-Za-z]+ ?|[:.,] ?|."
@@ -108,9 +108,9 @@ def batches(
         window = playground.problems(16 * rows, split="train", seed=seed, start=start)
         start += len(window)
         prompts = tokenizer([str(problem.prompt) for problem in window])["input_ids"]
-        solutions = tokenizer(
-            [slipped_solution(p, rng) if slips else p.metadata["solution"] for p in window]
-        )["input_ids"]
+        solutions = tokenizer([slipped_solution(p, rng) if slips else p.metadata["solution"] for p in window])[
+            "input_ids"
+        ]
         pairs = sorted(zip(prompts, solutions, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
         for number in torch.randperm(16, generator=generator).tolist():
             chosen = pairs[number * rows : (number + 1) * rows]
@@ -156,17 +156,13 @@ def solution_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tens
 
 
 @torch.no_grad()
-def accuracy(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, temperature: float, count: int
-) -> float:
+def accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, temperature: float, count: int) -> float:
     """Share of validation problems whose boxed answer is the reference, one sample each."""
     model.eval()
     right = 0
     for start in range(0, count, 128):
         chosen = playground.problems(min(128, count - start), split="validation", start=start)
-        batch = tokenizer(
-            [str(p.prompt) for p in chosen], return_tensors="pt", padding=True, padding_side="left"
-        )
+        batch = tokenizer([str(p.prompt) for p in chosen], return_tensors="pt", padding=True, padding_side="left")
         out = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -176,9 +172,7 @@ def accuracy(
             pad_token_id=tokenizer.pad_token_id,
         )
         texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += sum(
-            text.endswith(f"\\boxed{{{problem.answer}}}") for text, problem in zip(texts, chosen, strict=True)
-        )
+        right += sum(text.endswith(f"\\boxed{{{problem.answer}}}") for text, problem in zip(texts, chosen, strict=True))
     model.train()
     return right / count
 
@@ -232,9 +226,7 @@ def main() -> None:
     else:
         tokenizer = make_tokenizer(args.seed)
         model = make_model(tokenizer)
-        print(
-            f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True
-        )
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
         common = {"rows": args.rows, "seed": args.seed}
         train(model, tokenizer, steps=args.steps, rate=2e-3, slips=False, **common)
         export(model, tokenizer, args.out.with_name(args.out.name + "-right"))

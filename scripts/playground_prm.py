@@ -2,15 +2,18 @@
 
     python scripts/playground_prm.py --out data/playground/prm
 
-It starts from the shipped policy and reads each label row once (there are enough of them: going over few rows
-again and again only overfits). The language-model loss on steps that some roll-out succeeded from is kept beside
-the step loss. Settings, steps, seconds and provenance are in prm/rewardkit.json and prm/training.json.
+It starts from the policy's phase-1 checkpoint (the one that makes few slips), keeps that fixed, and trains two
+decoder layers on top: the first learns, helped by the surprisal loss, to see which tokens the model under it
+did not expect, the second to turn that into P(a right answer is still reached). Each label row is read at most
+once: going over few rows again and again only overfits. Settings and provenance are in prm/rewardkit.json, steps
+and seconds in prm/training.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -25,14 +28,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--labels", type=Path, default=Path("data/playground/labels.jsonl.gz"))
-    parser.add_argument("--init", default="data/playground/policy")
-    parser.add_argument("--steps", type=int, default=0, help="0: one pass over the rows")
+    parser.add_argument("--init", default="data/playground/policy-right")
+    parser.add_argument("--steps", type=int, default=1500, help="0: one pass over all rows")
     parser.add_argument("--rows", type=int, default=48)
-    parser.add_argument("--rate", type=float, default=8e-4)
-    parser.add_argument("--lm-weight", type=float, default=0.2)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--lm-weight", type=float, default=0.0)
+    parser.add_argument("--extra-layers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rows = read_stepwise(args.labels)
+    if args.steps and args.steps * args.rows < len(rows):
+        rows = random.Random(args.seed).sample(rows, args.steps * args.rows)
     config = TrainConfig(
         init=str(args.init),
         steps=args.steps or len(rows) // args.rows,
@@ -42,6 +48,9 @@ def main() -> None:
         warmup=100,
         weighting="counts",
         lm_weight=args.lm_weight,
+        extra_layers=args.extra_layers,
+        freeze_init=True,
+        surprisal_weight=0.2,
         seed=args.seed,
     )
     print(f"{len(rows)} rows, {config.steps} steps", flush=True)

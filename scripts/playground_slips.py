@@ -39,9 +39,7 @@ def slipped_solution(problem: Problem, rng: random.Random) -> str:
         value = slip(operator, a, b, quarters, rng)
         values.append(value)
         if number not in program["side"]:
-            steps.append(
-                f"{labels[len(steps)]}: {number_text(a)} {operator} {number_text(b)} = {number_text(value)}."
-            )
+            steps.append(f"{labels[len(steps)]}: {number_text(a)} {operator} {number_text(b)} = {number_text(value)}.")
     return STEP_SEPARATOR.join(steps) + f" \\boxed{{{number_text(values[int(program['answer'][1:])])}}}"
 
 

@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search.strategies.best_of_n import Chosen as Chosen
-    from search.strategies.best_of_n import best_of_n as best_of_n
     from search.curves import accuracy_curves as accuracy_curves
     from search.engines.scripted_engine import ScriptedEngine as ScriptedEngine
     from search.engines.transformers_engine import TransformersEngine as TransformersEngine
     from search.ledger import Ledger as Ledger
+    from search.strategies.best_of_n import Chosen as Chosen
     from search.strategies.best_of_n import Pool as Pool
+    from search.strategies.best_of_n import best_of_n as best_of_n
     from search.strategies.best_of_n import draw as draw
     from search.strategies.best_of_n import judge as judge
 

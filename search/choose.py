@@ -14,9 +14,7 @@ from collections.abc import Callable, Sequence
 from verifiers.errors import ConfigError
 
 
-def answer_classes(
-    answers: Sequence[str | None], same: Callable[[str, str], bool] | None = None
-) -> list[int | None]:
+def answer_classes(answers: Sequence[str | None], same: Callable[[str, str], bool] | None = None) -> list[int | None]:
     """A class number for each answer, in order of first appearance; None for no answer.
 
     `same` compares a new string with the first member of each class so far; equal strings are never compared.
@@ -50,9 +48,7 @@ def majority(classes: Sequence[int | None]) -> int | None:
     return weighted(classes, [1.0] * len(classes), pick_best=False)
 
 
-def weighted(
-    classes: Sequence[int | None], weights: Sequence[float], *, pick_best: bool = True
-) -> int | None:
+def weighted(classes: Sequence[int | None], weights: Sequence[float], *, pick_best: bool = True) -> int | None:
     """Index of a member of the class with the largest sum of weights; None when nobody votes."""
     _check(weights, len(classes))
     totals: dict[int, float] = {}

@@ -45,9 +45,7 @@ def with_controls(pools: Sequence[Pool], *, seed: int = 0) -> list[Pool]:
             scores={
                 **pool.scores,
                 "random": tuple(
-                    np.random.default_rng(derive_seed(seed, "control", pool.problem.id)).random(
-                        len(pool.responses)
-                    )
+                    np.random.default_rng(derive_seed(seed, "control", pool.problem.id)).random(len(pool.responses))
                 ),
                 "oracle": tuple(float(right) for right in pool.right),
             },
@@ -76,9 +74,7 @@ def accuracy_curves(pools: Sequence[Pool], *, seed: int = 0) -> list[Curve]:
         "majority": {n: [majority_at(pool.right, pool.classes, n) for pool in pools] for n in ns},
     }
     for name in pools[0].scores:
-        table[f"best by {name}"] = {
-            n: [best_of(pool.right, pool.scores[name], n) for pool in pools] for n in ns
-        }
+        table[f"best by {name}"] = {n: [best_of(pool.right, pool.scores[name], n) for pool in pools] for n in ns}
         if name not in ("random", "oracle"):
             table[f"weighted by {name}"] = {
                 n: [weighted_at(pool.right, pool.classes, pool.scores[name], n, seed=seed) for pool in pools]

@@ -114,10 +114,10 @@ def weighted_at(
     """Expected correctness of the weighted vote among n drawn responses, over `draws` seeded subsets."""
     total = _sizes(right, n)
     if n == total:
-        subsets = [np.arange(total)]
+        subsets = [list(range(total))]
     else:
         rng = np.random.default_rng((seed, n, total))
-        subsets = [np.sort(rng.choice(total, size=n, replace=False)) for _ in range(draws)]
+        subsets = [sorted(rng.choice(total, size=n, replace=False).tolist()) for _ in range(draws)]
     hits = 0
     for subset in subsets:
         chosen = weighted([classes[i] for i in subset], [weights[i] for i in subset])

@@ -7,7 +7,7 @@ term), the usual way to put policy and scorer tokens on one scale.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from verifiers.core import Usage
 
@@ -16,7 +16,7 @@ from verifiers.core import Usage
 class Ledger:
     """Costs of one run or of one strategy; ledgers add."""
 
-    policy: Usage = Usage()
+    policy: Usage = field(default_factory=Usage)
     scored_tokens: int = 0
     scorer_calls: int = 0
     scorer_seconds: float = 0.0
@@ -35,7 +35,7 @@ class Ledger:
         )
 
     def scored(self, *, tokens: int, seconds: float) -> Ledger:
-        """This ledger with one more call of a scorer."""
+        """A copy with one more call of a scorer."""
         return replace(
             self,
             scored_tokens=self.scored_tokens + tokens,
@@ -44,7 +44,7 @@ class Ledger:
         )
 
     def verified(self, *, responses: int, seconds: float) -> Ledger:
-        """This ledger with more responses judged."""
+        """A copy with more responses judged."""
         return replace(self, judged=self.judged + responses, verifier_seconds=self.verifier_seconds + seconds)
 
     def flops(self, *, policy_parameters: int, scorer_parameters: int = 0) -> float:

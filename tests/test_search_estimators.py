@@ -64,9 +64,7 @@ def test_best_of_is_the_mean_over_all_subsets_ties_shared(rows: list[tuple[bool,
         return sum(hits) / len(hits)
 
     for n in range(1, len(right) + 1):
-        assert best_of(right, scores, n) == pytest.approx(
-            mean_over_subsets(len(right), n, picked), abs=1e-12
-        )
+        assert best_of(right, scores, n) == pytest.approx(mean_over_subsets(len(right), n, picked), abs=1e-12)
 
 
 @given(LABELS)

@@ -41,9 +41,7 @@ def test_every_field_is_added_and_subtracted() -> None:
     two = Usage(prefill_tokens=10, decoded_tokens=20, calls=30, seconds=40.0)
     assert one + two == Usage(prefill_tokens=11, decoded_tokens=22, calls=33, seconds=44.0)
     assert two - one == Usage(prefill_tokens=9, decoded_tokens=18, calls=27, seconds=36.0)
-    ledger = Ledger(
-        policy=one, scored_tokens=5, scorer_calls=6, scorer_seconds=7.0, judged=8, verifier_seconds=9.0
-    )
+    ledger = Ledger(policy=one, scored_tokens=5, scorer_calls=6, scorer_seconds=7.0, judged=8, verifier_seconds=9.0)
     assert ledger + ledger == Ledger(
         policy=one + one, scored_tokens=10, scorer_calls=12, scorer_seconds=14.0, judged=16, verifier_seconds=18.0
     )

@@ -102,9 +102,7 @@ def test_undecided_parts() -> None:
 
 
 def test_renormalised_weights_that_sum_to_one_are_a_mean() -> None:
-    parts = tuple(
-        Part(name=str(i), scorer=Says(value), weight=0.25) for i, value in enumerate([0.2, None, 0.6, None])
-    )
+    parts = tuple(Part(name=str(i), scorer=Says(value), weight=0.25) for i, value in enumerate([0.2, None, 0.6, None]))
     # the mean of 0.2 and 0.6
     assert scores(WeightedSum(parts=parts, undecided="renormalise"), 1) == [pytest.approx(0.4, abs=1e-15)]
 
@@ -142,9 +140,7 @@ def test_gate_with_a_threshold_and_a_price() -> None:
 
 def test_first_decided() -> None:
     second = Says(0.1, 0.2, None)
-    chain = FirstDecided(
-        parts=(Part(name="rule", scorer=Says(True, None, None)), Part(name="model", scorer=second))
-    )
+    chain = FirstDecided(parts=(Part(name="rule", scorer=Says(True, None, None)), Part(name="model", scorer=second)))
     verdicts = judge(chain, 3)
     assert [verdict.score for verdict in verdicts] == [1.0, 0.2, None]
     assert second.seen == [["1", "2"]]
@@ -236,9 +232,7 @@ class Numbers:
             "reward function with from_trl",
         ),
         (
-            lambda: FirstDecided(
-                parts=(Part(name="a", scorer=Says(), weight=2.0), Part(name="b", scorer=Says()))
-            ),
+            lambda: FirstDecided(parts=(Part(name="a", scorer=Says(), weight=2.0), Part(name="b", scorer=Says()))),
             "FirstDecided takes a verdict as it is, so the weight 2 of part 'a' would have no effect; leave "
             "it out, or use WeightedSum",
         ),
@@ -265,8 +259,7 @@ def test_impossible_compositions_are_refused(make: object, message: str) -> None
     [
         (
             TooFew(),
-            "scorer a returned 0 verdicts for 1 responses; judge() must return one verdict a "
-            "response, in order",
+            "scorer a returned 0 verdicts for 1 responses; judge() must return one verdict a response, in order",
         ),
         (
             Numbers(),
@@ -275,8 +268,7 @@ def test_impossible_compositions_are_refused(make: object, message: str) -> None
         ),
         (
             Says(math.inf),
-            "scorer a gave response 0 the score inf; return a finite score, or Verdict.undecided(...) "
-            "to abstain",
+            "scorer a gave response 0 the score inf; return a finite score, or Verdict.undecided(...) to abstain",
         ),
     ],
 )

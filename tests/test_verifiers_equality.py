@@ -215,9 +215,7 @@ def test_reflexive_and_sensitive(upper: int, lower: int) -> None:
         assert same(f"-({text})", text).score == 0.0
 
 
-atoms = st.sampled_from(
-    ["2", "3", "7", r"\sqrt{2}", r"\pi", "x", "0.5", r"\frac{1}{3}", "y^2", "-4", r"\sin x"]
-)
+atoms = st.sampled_from(["2", "3", "7", r"\sqrt{2}", r"\pi", "x", "0.5", r"\frac{1}{3}", "y^2", "-4", r"\sin x"])
 sums = st.lists(atoms, min_size=1, max_size=4).map("+".join)
 
 

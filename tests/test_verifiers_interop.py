@@ -175,9 +175,7 @@ def test_one_at_a_time_refuses_group_rewards(convention: Any) -> None:
         convention(total)
     with pytest.raises(ConfigError, match="undecided_score must be a finite number or None; got nan"):
         convention(ExactMatch(), undecided_score=math.nan)
-    with pytest.raises(
-        ConfigError, match=r"a scorer with judge\(problems, responses\) is needed; got function"
-    ):
+    with pytest.raises(ConfigError, match=r"a scorer with judge\(problems, responses\) is needed; got function"):
         convention(test_verl)
 
 
@@ -285,17 +283,13 @@ def test_from_trl_exceptions_and_wrong_lengths() -> None:
         return [1.0]
 
     for on_error in ("raise", "undecided"):
-        with pytest.raises(
-            RewardError, match=r"^reward function short returned 1 values for 2 completions; it"
-        ):
+        with pytest.raises(RewardError, match=r"^reward function short returned 1 values for 2 completions; it"):
             judge(from_trl(short, on_error=on_error), "a", "b")  # type: ignore[arg-type]
 
     def number(completions: list[str]) -> float:
         return 1.0
 
-    with pytest.raises(
-        RewardError, match=r"^reward function number returned float for 1 completions; it must"
-    ):
+    with pytest.raises(RewardError, match=r"^reward function number returned float for 1 completions; it must"):
         judge(from_trl(number), "a")
 
 

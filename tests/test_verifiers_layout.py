@@ -167,9 +167,7 @@ def test_script_share(language: str, text: str, share: float) -> None:
     assert (verdict.score, verdict.outcome) == (share, Outcome.GRADED)
 
 
-@pytest.mark.parametrize(
-    "text", ["$" * 200_001, "\\(" * 100_000, "$a\n\n" * 50_000, "\\$" * 100_000, "$ \\$" * 50_000]
-)
+@pytest.mark.parametrize("text", ["$" * 200_001, "\\(" * 100_000, "$a\n\n" * 50_000, "\\$" * 100_000, "$ \\$" * 50_000])
 def test_marks_without_end_cost_one_pass(text: str) -> None:
     start = time.perf_counter()
     judge(ScriptShare(language="en"), text)

@@ -144,9 +144,7 @@ def test_parquet_and_rows_in_memory_agree(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_problem_sets_say_what_to_do(
-    rows: object, settings_: dict, error: type[Exception], message: str
-) -> None:
+def test_wrong_problem_sets_say_what_to_do(rows: object, settings_: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
         load_problems(rows, **settings_)  # type: ignore[arg-type]
     assert str(caught.value) == message
@@ -194,7 +192,5 @@ def test_local_files_do_not_load_datasets(tmp_path: Path) -> None:
         f"import sys; from verifiers.records import load_problems; load_problems({str(path)!r}); "
         f"print(sorted({{'datasets', 'pyarrow', 'numpy', 'torch'}} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

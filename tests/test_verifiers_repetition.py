@@ -46,9 +46,7 @@ def test_ngram_penalty_on_words_and_characters() -> None:
 def test_ngram_penalty_by_its_definition(ids: list[int], size: int) -> None:
     grams = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
     expected = -1.0 * (1 - len(set(grams)) / len(grams)) if grams else 0.0
-    assert score(NgramPenalty(size=size), "x" if ids else "", tuple(ids)) == pytest.approx(
-        expected, abs=1e-12
-    )
+    assert score(NgramPenalty(size=size), "x" if ids else "", tuple(ids)) == pytest.approx(expected, abs=1e-12)
 
 
 def defined_loop(row: list[int], rule: LoopRule) -> Loop | None:
@@ -103,9 +101,7 @@ def test_detector_and_finder_agree_with_the_definition_on_every_prefix(
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    period=st.integers(1, 200), repeats=st.integers(4, 6), extra=st.integers(0, 199), head=st.integers(0, 300)
-)
+@given(period=st.integers(1, 200), repeats=st.integers(4, 6), extra=st.integers(0, 199), head=st.integers(0, 300))
 def test_every_suffix_loop_up_to_200_is_found(period: int, repeats: int, extra: int, head: int) -> None:
     """Blocks of different tokens: the loop's place, period and repeats are known by construction."""
     extra %= period

@@ -279,9 +279,7 @@ def _choice(text: str, start: int, end: int, letters: str) -> FoundAnswer | None
     found = None
     for match in pattern.finditer(text, start, end):
         group = match.lastindex or 0
-        found = FoundAnswer(
-            text=match.group(group), rule="choice", start=match.start(group), end=match.end(group)
-        )
+        found = FoundAnswer(text=match.group(group), rule="choice", start=match.start(group), end=match.end(group))
     return found
 
 

@@ -16,12 +16,7 @@ from verifiers.errors import MissingFileError, ModelError
 def _is_local(path: str | Path) -> bool:
     """A path (and no hub id): it exists, is absolute, or starts with a dot or has more than one slash."""
     text = str(path)
-    return (
-        Path(path).exists()
-        or isinstance(path, Path)
-        or text.startswith((".", "/", "~"))
-        or text.count("/") > 1
-    )
+    return Path(path).exists() or isinstance(path, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
 
 
 @contextlib.contextmanager
@@ -44,9 +39,7 @@ def load_tokenizer(path: str | Path) -> Any:
     if _is_local(path):
         folder = Path(path)
         if not folder.exists():
-            raise MissingFileError(
-                f"no checkpoint folder at {path}; give the path of a checkpoint or a hub id"
-            )
+            raise MissingFileError(f"no checkpoint folder at {path}; give the path of a checkpoint or a hub id")
         known = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
         if not any((folder / name).exists() for name in known):
             raise ModelError(

@@ -32,8 +32,7 @@ def judged(
     label = name or type(scorer).__name__
     if len(problems) != len(responses):
         raise ConfigError(
-            f"{label} needs one problem a response; "
-            f"got {len(problems)} problems and {len(responses)} responses"
+            f"{label} needs one problem a response; got {len(problems)} problems and {len(responses)} responses"
         )
     verdicts = scorer.judge(problems, responses)
     if len(verdicts) != len(responses):
@@ -108,9 +107,7 @@ class WeightedSum:
     def __post_init__(self) -> None:
         _check_parts("WeightedSum", self.parts, 1)
         if self.undecided not in ("undecided", "renormalise"):
-            raise ConfigError(
-                f"WeightedSum.undecided must be 'undecided' or 'renormalise'; got {self.undecided!r}"
-            )
+            raise ConfigError(f"WeightedSum.undecided must be 'undecided' or 'renormalise'; got {self.undecided!r}")
 
     @property
     def group_relative(self) -> bool:
@@ -227,9 +224,7 @@ class FirstDecided:
             left = [i for i, verdict in enumerate(final) if verdict is None]
             if not left:
                 break
-            verdicts = judged(
-                part.scorer, [problems[i] for i in left], [responses[i] for i in left], name=part.name
-            )
+            verdicts = judged(part.scorer, [problems[i] for i in left], [responses[i] for i in left], name=part.name)
             for i, verdict in zip(left, verdicts, strict=True):
                 asked[i][part.name] = verdict
                 if verdict.score is not None:

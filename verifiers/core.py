@@ -240,9 +240,7 @@ class Scorer(Protocol):
 class StepScorer(Protocol):
     """Judges the steps of responses, finished or not."""
 
-    def score_steps(
-        self, problems: Sequence[Problem], responses: Sequence[Response]
-    ) -> list[tuple[float, ...]]:
+    def score_steps(self, problems: Sequence[Problem], responses: Sequence[Response]) -> list[tuple[float, ...]]:
         """One score in [0, 1] a step of each response, in order."""
         ...
 

@@ -38,9 +38,7 @@ MAX_BRANCHES = 64
 """Most values that the plus-minus signs of one answer may stand for."""
 
 # Not `A, B`: a second letter after the comma is another choice.
-_CHOICE = re.compile(
-    r"\(([A-Ja-j])\).*|\[?([A-Ja-j])\]?(?:[:)].*|,(?!(?:and|or)?\(?[A-Ja-j](?![a-z])).*)?", re.DOTALL
-)
+_CHOICE = re.compile(r"\(([A-Ja-j])\).*|\[?([A-Ja-j])\]?(?:[:)].*|,(?!(?:and|or)?\(?[A-Ja-j](?![a-z])).*)?", re.DOTALL)
 _LONE_CHOICE = re.compile(r"\(?([A-J])\)?")
 
 
@@ -138,9 +136,7 @@ def _merge(node: Node) -> list[Node]:
 def _as_matrix(node: Node) -> Node:
     """`[[1,2],[3,4]]` as a matrix; anything else as it is."""
     rows = node.args
-    nested = (
-        node.op == "group" and node.name == "[]" and all(r.op == "group" and r.name == "[]" for r in rows)
-    )
+    nested = node.op == "group" and node.name == "[]" and all(r.op == "group" and r.name == "[]" for r in rows)
     if not nested or len({len(row.args) for row in rows}) != 1:
         return node
     return Node("matrix", tuple(Node("group", row.args, "row") for row in rows), "pmatrix")
@@ -272,9 +268,7 @@ class _Comparison:
             pairs = [[cell for row in node.args for cell in row.args] for node in (one, two)]
             return self.elementwise(pairs[0], pairs[1], depth)
         for matrix, other in ((one, two), (two, one)):
-            vector = (
-                matrix.op == "matrix" and min(len(matrix.args), max(len(r.args) for r in matrix.args)) == 1
-            )
+            vector = matrix.op == "matrix" and min(len(matrix.args), max(len(r.args) for r in matrix.args)) == 1
             if vector and other.op in ("group", "list") and other.name != "{}":
                 cells = [cell for row in matrix.args for cell in row.args]
                 if len(cells) != len(other.args):

@@ -45,9 +45,7 @@ class _Reward:
 
     def __init__(self, scorer: Scorer, name: str | None) -> None:
         if not callable(getattr(scorer, "judge", None)):
-            raise ConfigError(
-                f"a scorer with judge(problems, responses) is needed; got {type(scorer).__name__}"
-            )
+            raise ConfigError(f"a scorer with judge(problems, responses) is needed; got {type(scorer).__name__}")
         self.scorer = scorer
         self.__name__ = name or _snake(type(scorer).__name__)
 
@@ -214,9 +212,7 @@ class OpenRlhfReward(_OneByOne):
         }
 
 
-def as_openrlhf(
-    scorer: Scorer, *, undecided_score: float | None = None, name: str | None = None
-) -> OpenRlhfReward:
+def as_openrlhf(scorer: Scorer, *, undecided_score: float | None = None, name: str | None = None) -> OpenRlhfReward:
     """A scorer as `reward_func` for OpenRLHF's remote reward file.
 
     "rewards" and "scores" (clipped to [0, 1], for its dynamic filtering) are float tensors where torch is
@@ -246,8 +242,7 @@ def _prompt(prompt: Any) -> Prompt:
     if isinstance(prompt, str):
         return prompt
     return tuple(
-        {"role": str(message.get("role", "")), "content": _content_text(message.get("content"))}
-        for message in prompt
+        {"role": str(message.get("role", "")), "content": _content_text(message.get("content"))} for message in prompt
     )
 
 

@@ -79,9 +79,7 @@ class JsonlAppender:
     def __init__(self, path: str | os.PathLike[str], *, required: Sequence[str] = ()) -> None:
         self.path = Path(path)
         if _is_gz(self.path):
-            raise ConfigError(
-                f"{self.path} cannot be appended to; write a plain .jsonl and compress it after"
-            )
+            raise ConfigError(f"{self.path} cannot be appended to; write a plain .jsonl and compress it after")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -186,9 +184,7 @@ def _parse(
             continue
         row = parse_json(line.rstrip(), f"{path}:{number}")
         if not isinstance(row, dict):
-            raise DataError(
-                f"{path}:{number} must be a JSON object; got {_kind(row)}; write one object a line"
-            )
+            raise DataError(f"{path}:{number} must be a JSON object; got {_kind(row)}; write one object a line")
         for name in required:
             if name not in row:
                 there = ", ".join(repr(key) for key in row) or "none"

@@ -129,9 +129,7 @@ class _Parser(Cursor):
         token = self.peek()
         if token.kind == "num":
             return before.op != "num"
-        return token.kind in ("sym", "const", "func", "word", "open") or (
-            token.kind == "cmd" and token.text != "end"
-        )
+        return token.kind in ("sym", "const", "func", "word", "open") or (token.kind == "cmd" and token.text != "end")
 
     def factor(self) -> Rule:
         base = yield self.atom()

@@ -124,9 +124,7 @@ class OneBox:
         starts = box_starts(text, self.command)
         if len(starts) != 1:
             fault = "missing" if not starts else "duplicated"
-            return Verdict.incorrect(
-                f"\\{self.command} occurs {len(starts)} times, not once", kind=f"box:{fault}"
-            )
+            return Verdict.incorrect(f"\\{self.command} occurs {len(starts)} times, not once", kind=f"box:{fault}")
         content = braced(text, starts[0])
         if content is None:
             return Verdict.incorrect(f"\\{self.command} is not opened and closed by braces", kind="box:open")
@@ -198,9 +196,7 @@ class Sections:
         places = [lines.index(heading) for heading in wanted]
         for i, (place, after) in enumerate(zip(places, [*places[1:], len(lines)], strict=True)):
             if after < place:
-                return Verdict.incorrect(
-                    f"{wanted[i + 1]!r} stands before {wanted[i]!r}", kind="sections:reordered"
-                )
+                return Verdict.incorrect(f"{wanted[i + 1]!r} stands before {wanted[i]!r}", kind="sections:reordered")
             if not any(lines[place + 1 : after]):
                 return Verdict.incorrect(f"nothing stands below {wanted[i]!r}", kind="sections:empty")
         return Verdict.correct(f"{len(wanted)} sections in order", kind="sections")

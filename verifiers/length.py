@@ -231,9 +231,7 @@ class TargetLength:
         check_unit("TargetLength", self.unit)
         _finite("TargetLength", rate=self.rate, offset=self.offset)
         if self.target < 1 or self.rate <= 0.0:
-            raise ConfigError(
-                f"TargetLength needs target >= 1 and rate > 0; got {self.target} and {self.rate:g}"
-            )
+            raise ConfigError(f"TargetLength needs target >= 1 and rate > 0; got {self.target} and {self.rate:g}")
         if self.form not in ("exact", "max"):
             raise ConfigError(f"TargetLength.form must be 'exact' or 'max'; got {self.form!r}")
         if self.form == "exact" and self.offset != 0.5:

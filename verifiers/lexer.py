@@ -233,9 +233,7 @@ def tokenize(source: str) -> list[Token]:
                 out.append(Token("cmd", name, spaced))
             elif name in FUNCTIONS or name in _CONSTANTS:
                 out.append(
-                    Token("func", name, spaced)
-                    if name in FUNCTIONS
-                    else Token("const", _CONSTANTS[name], spaced)
+                    Token("func", name, spaced) if name in FUNCTIONS else Token("const", _CONSTANTS[name], spaced)
                 )
             elif name.isalpha() and len(name) > 1:
                 out.append(Token("sym", "\\" + name, spaced))

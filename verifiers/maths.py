@@ -34,9 +34,7 @@ class SymbolicProver:
 
     def __init__(self, *, timeout_s: float = 2.0, memory_mb: int = 1024, workers: int = 1) -> None:
         """`timeout_s` in seconds a question, `memory_mb` in MiB a worker."""
-        self.pool = WorkerPool(
-            "verifiers.symbolic", timeout_s=timeout_s, memory_mb=memory_mb, workers=workers
-        )
+        self.pool = WorkerPool("verifiers.symbolic", timeout_s=timeout_s, memory_mb=memory_mb, workers=workers)
 
     def __call__(self, one: Node, two: Node) -> Finding:
         """Equal, not equal, or undecided of kind timeout, memory, crash or unproved."""
@@ -107,8 +105,7 @@ class MathVerifier:
         """The Scorer protocol; ConfigError for a problem without a reference answer."""
         if len(problems) != len(responses):
             raise ConfigError(
-                f"judge needs one problem a response; got {len(problems)} problems and {len(responses)} "
-                "responses"
+                f"judge needs one problem a response; got {len(problems)} problems and {len(responses)} responses"
             )
         answers: list[str] = []
         for problem in problems:

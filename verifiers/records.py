@@ -65,9 +65,7 @@ def load_problems(
             columns = _columns(source, row, prompt_column, answer_column, id_column)
         problem = _problem(where, row, columns, f"{stem}-{len(problems)}")
         if problem.id in seen:
-            raise DataError(
-                f"{where}: the id {problem.id!r} is already that of {seen[problem.id]}; make ids unique"
-            )
+            raise DataError(f"{where}: the id {problem.id!r} is already that of {seen[problem.id]}; make ids unique")
         seen[problem.id] = where
         problems.append(problem)
         if limit is not None and len(problems) >= limit:
@@ -104,9 +102,7 @@ def _problem(
         if isinstance(given, (int, float)) and not isinstance(given, bool):
             given = str(given)
         if given is not None and not isinstance(given, str):
-            raise DataError(
-                f"{where}: field {answer_column!r} must be a text or a number; got {type(given).__name__}"
-            )
+            raise DataError(f"{where}: field {answer_column!r} must be a text or a number; got {type(given).__name__}")
         worked = answer_column == "solution"
         answer = None if given is None else reference_answer(given, worked=worked)
         if worked and given is not None and answer is None:
@@ -120,13 +116,9 @@ def _problem(
     if id_column is not None:
         used.add(id_column)
         if isinstance(name, bool) or not (name is None or isinstance(name, (str, int))):
-            raise DataError(
-                f"{where}: field {id_column!r} must be a text or a whole number; got {type(name).__name__}"
-            )
+            raise DataError(f"{where}: field {id_column!r} must be a text or a whole number; got {type(name).__name__}")
     metadata = {key: value for key, value in row.items() if key not in used}
-    return Problem(
-        id=default_id if name is None else str(name), prompt=prompt, answer=answer, metadata=metadata
-    )
+    return Problem(id=default_id if name is None else str(name), prompt=prompt, answer=answer, metadata=metadata)
 
 
 def _field(where: str, row: Mapping[str, Any], name: str) -> Any:
@@ -150,9 +142,7 @@ def _prompt(where: str, column: str, value: Any) -> Prompt:
                 )
             messages.append(message)
         return tuple(messages)
-    raise DataError(
-        f"{where}: field {column!r} must be a text or a list of messages, and not empty; got {value!r:.80}"
-    )
+    raise DataError(f"{where}: field {column!r} must be a text or a list of messages, and not empty; got {value!r:.80}")
 
 
 def _columns(
@@ -165,9 +155,7 @@ def _columns(
             raise ConfigError(f"{setting} {wanted!r} is not in {source}, which has {_listed(row)}{hint}")
     prompt = prompt or next((column for column in PROMPT_COLUMNS if column in row), None)
     if prompt is None:
-        raise ConfigError(
-            f"{source} has no column prompt, problem or question, only {_listed(row)}; set prompt_column"
-        )
+        raise ConfigError(f"{source} has no column prompt, problem or question, only {_listed(row)}; set prompt_column")
     answer = answer or next((column for column in ANSWER_COLUMNS if column in row), None)
     return prompt, answer, name or ("id" if "id" in row else None)
 
@@ -245,9 +233,7 @@ def _from_hub(name: str, split: str | None, subset: str | None) -> Iterable[Mapp
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
-        raise MissingExtraError(
-            f"there is no file {name!r}; to load it from the hub: pip install datasets"
-        ) from error
+        raise MissingExtraError(f"there is no file {name!r}; to load it from the hub: pip install datasets") from error
     try:
         loaded = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # whatever the hub client raises, the user asked for a data set by this name

@@ -48,8 +48,7 @@ class NgramPenalty:
             raise ConfigError(f"NgramPenalty.size must be 1 or more; got {self.size}")
         if not (math.isfinite(self.max_penalty) and self.max_penalty < 0.0):
             raise ConfigError(
-                f"NgramPenalty.max_penalty must be finite and negative, 0 would have no effect; "
-                f"got {self.max_penalty}"
+                f"NgramPenalty.max_penalty must be finite and negative, 0 would have no effect; got {self.max_penalty}"
             )
 
     def judge(self, problems: Sequence[Problem], responses: Sequence[Response]) -> list[Verdict]:
@@ -94,8 +93,7 @@ class LoopRule:
     def __post_init__(self) -> None:
         if not 1 <= self.min_period <= self.max_period:
             raise ConfigError(
-                f"a loop rule needs 1 <= min_period <= max_period; "
-                f"got {self.min_period} and {self.max_period}"
+                f"a loop rule needs 1 <= min_period <= max_period; got {self.min_period} and {self.max_period}"
             )
         if self.min_repeats < 2:
             raise ConfigError(f"min_repeats must be 2 or more; got {self.min_repeats}")
@@ -120,9 +118,7 @@ def find_loop(
     Takes anything with an equality: token ids, words, a string. O(len(tokens) + max_period).
     Raises ConfigError for an impossible rule.
     """
-    rule = LoopRule(
-        max_period=max_period, min_period=min_period, min_repeats=min_repeats, min_length=min_length
-    )
+    rule = LoopRule(max_period=max_period, min_period=min_period, min_repeats=min_repeats, min_length=min_length)
     row = tokens[::-1]
     size = len(row)
     z = [0] * (min(rule.max_period, size) + 1)

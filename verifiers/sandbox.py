@@ -219,9 +219,7 @@ class WorkerPool:
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            key: value
-            for key, value in self.__dict__.items()
-            if key in ("timeout_s", "workers", "_command", "_path")
+            key: value for key, value in self.__dict__.items() if key in ("timeout_s", "workers", "_command", "_path")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

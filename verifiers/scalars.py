@@ -54,9 +54,7 @@ class EqualityPolicy:
 
     def __post_init__(self) -> None:
         if self.percent not in PERCENT_CHOICES:
-            raise ConfigError(
-                f"EqualityPolicy.percent must be one of {PERCENT_CHOICES}; got {self.percent!r}"
-            )
+            raise ConfigError(f"EqualityPolicy.percent must be one of {PERCENT_CHOICES}; got {self.percent!r}")
         for name in ("response_digits", "reference_digits"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"EqualityPolicy.{name} must be 1 or more; got {getattr(self, name)!r}")
@@ -141,9 +139,7 @@ def _too_long(decimal: Node | None) -> bool:
     return decimal is not None and decimal.number.numerator.bit_length() > 4_000
 
 
-def _tolerate(
-    response: Node, reference: Node, one: Fraction, two: Fraction, policy: EqualityPolicy
-) -> Finding | None:
+def _tolerate(response: Node, reference: Node, one: Fraction, two: Fraction, policy: EqualityPolicy) -> Finding | None:
     allowed = _allowance(response, reference, two.denominator == 1, policy)
     if allowed is None or abs(one - two) > allowed or (one < 0) != (two < 0):
         return None

@@ -149,9 +149,7 @@ def separator_ids(tokenizer: Any, *, separator: str = BLANK_LINE) -> tuple[int, 
     return tuple(tokenizer(separator, add_special_tokens=False)["input_ids"])
 
 
-def text_response(
-    problem_id: str, steps: Sequence[str], *, separator: str = BLANK_LINE, sample: int = 0
-) -> Response:
+def text_response(problem_id: str, steps: Sequence[str], *, separator: str = BLANK_LINE, sample: int = 0) -> Response:
     """A finished response from step texts, joined by the separator; refuses a step that holds one."""
     for number, step in enumerate(steps):
         if len(split_steps(step, separator=separator)) != 1:

@@ -65,15 +65,11 @@ class TrlScorer:
 
     def _call(self, problems: Sequence[Problem], responses: Sequence[Response]) -> Any:
         shared = set(problems[0].metadata).intersection(*(problem.metadata for problem in problems))
-        arguments: dict[str, Any] = {
-            key: [problem.metadata[key] for problem in problems] for key in sorted(shared)
-        }
+        arguments: dict[str, Any] = {key: [problem.metadata[key] for problem in problems] for key in sorted(shared)}
         arguments[self.answer_column] = [problem.answer for problem in problems]
         arguments["prompts"] = [_as_trl_prompt(problem.prompt) for problem in problems]
         arguments["completions"] = [
-            response.text
-            if isinstance(problem.prompt, str)
-            else [{"role": "assistant", "content": response.text}]
+            response.text if isinstance(problem.prompt, str) else [{"role": "assistant", "content": response.text}]
             for problem, response in zip(problems, responses, strict=True)
         ]
         arguments["completion_ids"] = [list(response.token_ids) for response in responses]

@@ -60,9 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors for users are one line without a traceback."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return int(
-            app.meta(tokens, exit_on_error=False, print_error=False, result_action="return_value") or OK
-        )
+        return int(app.meta(tokens, exit_on_error=False, print_error=False, result_action="return_value") or OK)
     except RewardkitError as error:
         return _fail(str(error), USAGE if error.usage else FAILED)
     except cyclopts.CycloptsError as error:

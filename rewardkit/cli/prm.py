@@ -213,9 +213,7 @@ def _playground_pools(job: EvalJob, model: Any) -> tuple[Any, Any]:
     from verifiers.maths import MathVerifier
 
     if not job.problems.startswith("playground"):
-        raise ConfigError(
-            f"--policy measures on playground problems, whose truth is computable; got {job.problems!r}"
-        )
+        raise ConfigError(f"--policy measures on playground problems, whose truth is computable; got {job.problems!r}")
     engine = TransformersEngine.load(str(job.policy))
     problems = problems_from(job.problems)
     sampling = Sampling(temperature=playground.TEMPERATURE, max_new_tokens=playground.MAX_NEW_TOKENS)
@@ -243,7 +241,5 @@ def _labelled_steps(paths: Sequence[Path], model: Any) -> list[Any]:
     found = []
     for row, values in zip(rows, scores, strict=True):
         sound = [all(s > 0 for s in row.successes[: t + 1]) for t in range(len(row.successes))]
-        found.append(
-            ScoredSteps(problem_id=row.problem_id or str(row.prompt), scores=values, sound=tuple(sound))
-        )
+        found.append(ScoredSteps(problem_id=row.problem_id or str(row.prompt), scores=values, sound=tuple(sound)))
     return found

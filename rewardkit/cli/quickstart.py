@@ -213,6 +213,4 @@ def _gates(comparisons: list[dict[str, Any]], steps: dict[str, Any]) -> list[dic
         ("best by PRM minus majority", found["best by PRM min", "majority"]["mean"], 0.0),
         ("best by PRM minus a random pick", found["best by PRM min", "best by random"]["mean"], 0.0),
     ]
-    return [
-        {"name": name, "value": value, "floor": floor, "held": value > floor} for name, value, floor in rows
-    ]
+    return [{"name": name, "value": value, "floor": floor, "held": value > floor} for name, value, floor in rows]

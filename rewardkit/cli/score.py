@@ -85,9 +85,7 @@ def summary(verdicts: list[Verdict], recorded: list[bool] | None) -> dict[str, A
     decided = [verdict.score for verdict in verdicts if verdict.score is not None]
     agreeing = None
     if recorded is not None:
-        agreeing = sum(
-            v.score is not None and (v.score == 1.0) is r for v, r in zip(verdicts, recorded, strict=True)
-        )
+        agreeing = sum(v.score is not None and (v.score == 1.0) is r for v, r in zip(verdicts, recorded, strict=True))
     return {
         "rows": len(verdicts),
         "decided": len(decided),

@@ -78,9 +78,7 @@ def search(job: SearchJob) -> int:
                 as_chat(problems, engine.tokenizer),
                 engine=engine,
                 n=job.n,
-                sampling=Sampling(
-                    temperature=job.temperature, top_p=job.top_p, max_new_tokens=job.max_new_tokens
-                ),
+                sampling=Sampling(temperature=job.temperature, top_p=job.top_p, max_new_tokens=job.max_new_tokens),
                 verifier=MathVerifier(),
                 scorer=scorer,
                 seed=job.seed,

@@ -5,8 +5,8 @@ percent so that the bars can be told apart. With many rules there are two figure
 response" and "vote on the answer"; majority stands in both, and so do the controls, dashed and grey. Colours are
 Okabe and Ito's, told apart by people with any colour blindness; each rule has its own marker as well.
 
-Training: one figure a logged number. Up to 1,500 points are drawn; from 60 points on a trailing mean over a
-fortieth of the steps lies over the raw values.
+Training: one figure a logged number. Up to 1,500 points are drawn; over the raw values of a noisy one with 60
+points or more lies a trailing mean over a fortieth of its rows.
 
 Plotly reads a small markup in names and hover texts; everything that comes from a run is escaped for it.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import escape
@@ -43,6 +44,7 @@ class Chart:
     heading: str
     spoken: str
     figure: Any
+    caption: str = ""
     wide: bool = False
 
     @property
@@ -79,16 +81,22 @@ def accuracy_charts(curves: Sequence[Curve]) -> list[Chart]:
             ("accuracy-vote", "Vote on the answer", votes),
         ]
     low, high = _range(curves)
+    counts = sorted({estimate.problems for curve in curves for _, estimate in curve.points})
+    caption = f"{' to '.join(f'{count:,}' for count in dict.fromkeys((counts[0], counts[-1])))} problems a point"
     scores = list(dict.fromkeys(_score(curve.rule) for curve in coloured if curve.rule != "majority"))
     charts = []
     for name, heading, members in groups:
         figure = _figure(
             xaxis={
                 "type": "log",
-                "title": {"text": "responses per problem (n)"},
+                "title": {"text": "responses per problem (n)", "font": {"size": 13}},
                 **_log2_ticks(curves),
             },
-            yaxis={"title": {"text": "problems answered right"}, "tickformat": ".0%", "range": [low, high]},
+            yaxis={
+                "title": {"text": "problems answered right", "font": {"size": 13}},
+                "tickformat": ".0%",
+                "range": [low, high],
+            },
         )
         for curve in grey:
             _add_control(figure, curve)
@@ -97,7 +105,9 @@ def accuracy_charts(curves: Sequence[Curve]) -> list[Chart]:
             look = None if curve.rule == "majority" else scores.index(_score(curve.rule))
             _add_rule(figure, curve, look, shift)
         spoken = "; ".join(_spoken(curve) for curve in (*members, *grey))
-        charts.append(Chart(id=name, heading=heading, spoken=spoken, figure=figure, wide=len(groups) == 1))
+        charts.append(
+            Chart(id=name, heading=heading, spoken=spoken, figure=figure, caption=caption, wide=len(groups) == 1)
+        )
     return charts
 
 
@@ -114,7 +124,7 @@ def _score(rule: str) -> str:
 def _add_rule(figure: Any, curve: Curve, look: int | None, shift: float) -> None:
     """Draw a rule in the colour and marker numbered `look`; None is majority's black cross."""
     colour = "#111111" if look is None else PALETTE[look % len(PALETTE)]
-    marker = "x" if look is None else MARKERS[look % len(MARKERS)]
+    marker = "x" if look is None else MARKERS[(look + look // len(PALETTE)) % len(MARKERS)]
     means = [estimate.mean for _, estimate in curve.points]
     figure.add_scatter(
         x=[n * shift for n, _ in curve.points],
@@ -147,6 +157,7 @@ def _add_control(figure: Any, curve: Curve) -> None:
         name=str(escape(curve.rule)),
         mode="lines" if len(curve.points) > 1 else "markers",
         line={"color": colour, "width": width, "dash": dash},
+        legendrank=2000,
         customdata=[_hover(curve.rule, n, e) for n, e in curve.points],
         hovertemplate="%{customdata}<extra></extra>",
     )
@@ -218,7 +229,7 @@ def training_charts(series: Mapping[str, Sequence[Series]]) -> list[Chart]:
     charts = []
     for place, (name, phases) in enumerate(list(series.items())[:MOST_PANELS]):
         figure = _figure(
-            xaxis={"title": {"text": "step"}, "zeroline": False},
+            xaxis={"title": {"text": "step", "font": {"size": 13}}, "zeroline": False},
             yaxis={"zeroline": False, "exponentformat": "power", "tickformat": "~g" if place else None},
         )
         for index, one in enumerate(phases):
@@ -236,7 +247,7 @@ def training_charts(series: Mapping[str, Sequence[Series]]) -> list[Chart]:
 def _add_series(figure: Any, series: Series, colour: str) -> None:
     count = len(series.values)
     label = str(escape(series.phase or series.name))
-    smooth = count >= 60
+    smooth = count >= 60 and _noisy(series.values)
     every = -(-count // MOST_POINTS)
     kept = [*range(0, count - 1, every), count - 1]
     figure.add_scatter(
@@ -268,6 +279,12 @@ def _add_series(figure: Any, series: Series, colour: str) -> None:
         meta=label,
         hovertemplate=f"%{{meta}}, mean of {window} rows<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
     )
+
+
+def _noisy(values: Sequence[float]) -> bool:
+    """Whether the ups and downs add up to many times the range; a schedule's do not."""
+    ups_and_downs = sum(abs(b - a) for a, b in pairwise(values))
+    return ups_and_downs > 5 * (max(values) - min(values))
 
 
 def _figure(xaxis: Mapping[str, Any], yaxis: Mapping[str, Any]) -> Any:

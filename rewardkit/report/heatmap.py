@@ -68,13 +68,14 @@ def _problem(sample: Sample, *, opened: bool) -> Markup:
     return Markup(
         '<details class="problem"{}><summary><b>{}</b> {}</summary>\n'
         '<div class="prompt">{}</div>\n<p class="reference">Reference answer: <b>{}</b></p>\n'
-        '<div class="cards">{}</div>{}</details>'
+        '<div class="cards" style="--least:{}">{}</div>{}</details>'
     ).format(
         Markup(" open") if opened else "",
         sample.problem_id,
         badges,
         _folded(sample.prompt),
         sample.answer or "none",
+        "300px" if len(cards) == 3 else "400px",
         Markup("\n").join(_card(card) for card in cards) or Markup('<p class="note">No responses were kept.</p>'),
         Markup('<p class="note">{:,} more responses are in samples.jsonl.</p>').format(hidden) if hidden else "",
     )
@@ -169,9 +170,13 @@ def _folded(text: str) -> Markup:
     if len(text) <= FOLD:
         return Markup("{}").format(text)
     cut = len(text) - MOST
-    return Markup('{}<details class="more"><summary>… show {:,} more characters</summary>{}{}</details>').format(
+    return Markup(
+        '{}<details class="more"><summary>… show {:,} more characters</summary>{}{}</details>'
+        '<i class="cut">… {:,} more characters</i>'
+    ).format(
         text[:FOLD],
         min(len(text), MOST) - FOLD,
         text[FOLD:MOST],
         Markup(" <i>… {:,} further characters are in samples.jsonl.</i>").format(cut) if cut > 0 else "",
+        len(text) - FOLD,
     )

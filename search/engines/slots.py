@@ -16,7 +16,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's slots. `write_at_R` and `width` are set for all layers by `SlotCache.place`."""
 
     def __init__(self, slots: int) -> None:
@@ -45,9 +45,7 @@ class SlotLayer(CacheLayerMixin):
             new[:, :, : old.shape[2]] = old
             setattr(self, name, new)
 
-    def store(
-        self, slot_rows: torch.Tensor, keys_RHTD: torch.Tensor, values_RHTD: torch.Tensor, width: int
-    ) -> None:
+    def store(self, slot_rows: torch.Tensor, keys_RHTD: torch.Tensor, values_RHTD: torch.Tensor, width: int) -> None:
         """Put whole rows (of a prefill) into slots."""
         if not self.is_initialized:
             self.lazy_initialization(keys_RHTD, values_RHTD)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,7 @@ def _attention(config: Any) -> str:
 class _Decoding:
     """One call's state: waiting rows, slots, and per-slot tensors."""
 
-    def __init__(
-        self, engine: TransformersEngine, requests: Sequence[GenerationRequest], sampling: Sampling
-    ) -> None:
+    def __init__(self, engine: TransformersEngine, requests: Sequence[GenerationRequest], sampling: Sampling) -> None:
         self.model = engine.model
         self.device = engine.model.device
         self.requests = requests
@@ -172,7 +170,7 @@ class _Decoding:
         self.drawn = torch.zeros(self.slots, most, dtype=torch.long, device=self.device)
         self.logprobs = torch.zeros(self.slots, most, dtype=torch.float32, device=self.device)
 
-    def results(self):  # type: ignore[no-untyped-def]
+    def results(self) -> Iterator[tuple[_Row, Continuation]]:
         """Yield (row, continuation) as rows end."""
         while self.waiting or self.active:
             free = self.slots - len(self.active)
@@ -198,10 +196,7 @@ class _Decoding:
         while wanted:
             # Sorted by length: a batch is as wide as its last member.
             count = 1
-            while (
-                count < len(wanted)
-                and (count + 1) * len(self.requests[wanted[count]].prefix_ids) <= PREFILL_TOKENS
-            ):
+            while count < len(wanted) and (count + 1) * len(self.requests[wanted[count]].prefix_ids) <= PREFILL_TOKENS:
                 count += 1
             self._prefill(wanted[:count], rows, first)
             wanted = wanted[count:]
@@ -223,7 +218,7 @@ class _Decoding:
         to = {"dtype": torch.long, "device": self.device}
         self.cache.store(torch.tensor(slots, **to), cache, torch.tensor(sources, **to), width)
 
-    def _step(self):  # type: ignore[no-untyped-def]
+    def _step(self) -> Iterator[tuple[_Row, Continuation]]:
         """Draw one token for every active row, then free the slots of those that ended."""
         count = len(self.active)
         lengths = self.lengths[:count]
@@ -257,7 +252,7 @@ class _Decoding:
         tail = self.drawn[:count].gather(1, columns.clamp(min=0))
         return (tail == stop).all(1) & (columns[:, 0] >= 0)
 
-    def _retire(self, ended: torch.Tensor, stopped: torch.Tensor):  # type: ignore[no-untyped-def]
+    def _retire(self, ended: torch.Tensor, stopped: torch.Tensor) -> Iterator[tuple[_Row, Continuation]]:
         """Yield the rows that ended and move the last rows into their slots."""
         gone = ended.nonzero()[:, 0].tolist()
         for slot in gone:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 from search.choose import answer_classes, best, majority, weighted
 from search.ledger import Ledger
@@ -189,6 +189,8 @@ def best_of_n(
     scorer's scores are reduced to one a response by `reduce` (min, math.prod, ...); a response without steps
     scores 0. A scorer's undecided verdict counts as the lowest score there is among the problem's responses.
     """
+    if rule not in get_args(Rule):
+        raise ConfigError(f"there is no rule {rule!r}; take one of {', '.join(get_args(Rule))}")
     if rule in ("best", "weighted") and scorer is None:
         raise ConfigError(f"rule {rule!r} needs a scorer; give one, or use 'majority' or 'first'")
     if rule in ("majority", "first") and scorer is not None:
@@ -221,10 +223,7 @@ def score(
     else:
         columns = [_decided(verdicts) for _, verdicts in _per_pool(pools, scorer.judge(problems, responses))]
     spent = getattr(scorer, "usage", Usage()) - before
-    scored = [
-        replace(pool, scores={**pool.scores, name: column})
-        for pool, column in zip(pools, columns, strict=True)
-    ]
+    scored = [replace(pool, scores={**pool.scores, name: column}) for pool, column in zip(pools, columns, strict=True)]
     seconds = time.perf_counter() - started
     return scored, (ledger or Ledger()).scored(tokens=spent.prefill_tokens, seconds=seconds)
 
