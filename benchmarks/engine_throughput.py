@@ -63,17 +63,14 @@ def main() -> None:
 def by_engine(engine: TransformersEngine, problems: list[Problem], sampling: Sampling) -> int:
     """Tokens drawn by the engine."""
     requests = [
-        GenerationRequest(prefix_ids=encode_prompt(engine.tokenizer, p.prompt), seed=n)
-        for n, p in enumerate(problems)
+        GenerationRequest(prefix_ids=encode_prompt(engine.tokenizer, p.prompt), seed=n) for n, p in enumerate(problems)
     ]
     return sum(len(c.token_ids) for row in engine.generate(requests, sampling) for c in row)
 
 
 def by_generate(engine: TransformersEngine, problems: list[Problem], sampling: Sampling) -> int:
     """Tokens drawn by model.generate on the same prompts, left-padded."""
-    batch = engine.tokenizer(
-        [str(p.prompt) for p in problems], return_tensors="pt", padding=True, padding_side="left"
-    )
+    batch = engine.tokenizer([str(p.prompt) for p in problems], return_tensors="pt", padding=True, padding_side="left")
     sampled = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
     out = engine.model.generate(
         input_ids=batch["input_ids"],

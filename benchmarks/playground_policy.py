@@ -33,9 +33,7 @@ def main() -> None:
         ("majority@16", [majority_at(pool.right, pool.classes, 16) for pool in found.pools], 0.0),
     ):
         estimate = bootstrap(values)
-        figures.append(
-            figure(name, estimate.mean, floor=floor, low=estimate.low, high=estimate.high, problems=count)
-        )
+        figures.append(figure(name, estimate.mean, floor=floor, low=estimate.low, high=estimate.high, problems=count))
     ceiling = figure("0.65 - pass@1 (pass@1 is at most 0.65)", 0.65 - figures[0]["value"], floor=0.0)
     finish("playground_policy", [*figures, ceiling], options)
 

@@ -23,7 +23,15 @@ def main() -> None:
     options = arguments(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [sys.executable, "-m", "rewardkit", "quickstart", "--out", str(run), *(QUICK if options.quick else [])]
+        command = [
+            sys.executable,
+            "-m",
+            "rewardkit",
+            "quickstart",
+            "--out",
+            str(run),
+            *(QUICK if options.quick else []),
+        ]
         begin = time.perf_counter()
         done = subprocess.run(command, check=False)
         seconds = time.perf_counter() - begin

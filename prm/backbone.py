@@ -16,7 +16,6 @@ Legend: B rows, T tokens, S steps.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -98,6 +97,12 @@ def check_length(row: StepInput, limit: int, name: str) -> None:
         )
 
 
+def check_steps(row: StepInput, name: str) -> None:
+    """Raise DataError where two steps share a token, so that one of them has no position of its own."""
+    if any(step.token_end <= step.token_start for step in row.steps):
+        raise DataError(f"{name} has a step without a token of its own; check the tokenizer's separator")
+
+
 def context_of(model: Any) -> int:
     """Most tokens a row may have."""
     return int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
@@ -162,30 +167,3 @@ def start_from(path: str | Path, *, seed: int = 0) -> tuple[Any, Any, Any]:
     model.config.id2label = {0: "bad", 1: "good"}
     model.config.label2id = {"bad": 0, "good": 1}
     return model, tokenizer, lm_head
-
-
-def add_layers(model: Any, count: int) -> None:
-    """Append `count` decoder layers that change nothing at first (block expansion, arXiv 2401.02415).
-
-    Each is a copy of the last layer whose two output projections are zero, so the residual stream passes through
-    unchanged until training moves them. Raises ModelError for an architecture without such projections.
-    """
-    layers = model.base_model.layers
-    for _ in range(count):
-        layer = copy.deepcopy(layers[-1])
-        try:
-            outputs = (layer.self_attn.o_proj, layer.mlp.down_proj)
-        except AttributeError as error:
-            raise ModelError(
-                f"extra_layers needs decoder layers with self_attn.o_proj and mlp.down_proj; "
-                f"{type(model).__name__} has none; set extra_layers to 0"
-            ) from error
-        for projection in outputs:
-            for parameter in projection.parameters():
-                torch.nn.init.zeros_(parameter)
-        layer.self_attn.layer_idx = len(layers)
-        layer.requires_grad_(True)
-        layers.append(layer)
-    model.config.num_hidden_layers = len(layers)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [*model.config.layer_types, *model.config.layer_types[-1:] * count]

@@ -18,6 +18,7 @@ from prm.backbone import (
     ModelCard,
     StepInput,
     check_length,
+    check_steps,
     context_of,
     encode_steps,
     good_logits,
@@ -25,7 +26,7 @@ from prm.backbone import (
     pad_right,
 )
 from verifiers.core import Problem, Prompt, Response, Usage
-from verifiers.errors import ConfigError, DataError
+from verifiers.errors import ConfigError
 from verifiers.steps import text_response
 
 
@@ -101,15 +102,12 @@ class ProcessModel:
             ).cpu()
             for place, number in enumerate(batch):
                 results[number] = tuple(margins_BT[place, list(rows[number].ends)].tolist())
-        self._usage += Usage(
-            prefill_tokens=read, calls=1, seconds=time.perf_counter() - started
-        )
+        self._usage += Usage(prefill_tokens=read, calls=1, seconds=time.perf_counter() - started)
         return results
 
     def _encode(self, problem: Problem, response: Response) -> StepInput:
         row = encode_steps(self.tokenizer, problem.prompt, response, separator=self.card.separator)
         name = f"response {response.sample} to problem {problem.id!r}"
         check_length(row, context_of(self.model), name)
-        if any(end < row.prompt_length for end in row.ends):
-            raise DataError(f"{name} has a step without a token of its own; check the tokenizer's separator")
+        check_steps(row, name)
         return row

@@ -60,8 +60,6 @@ class TrainConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more; got {getattr(self, name)!r}")
         if self.surprisal_weight > 0 and self.extra_layers < 2:
-            raise ConfigError(
-                f"surprisal_weight needs extra_layers of 2 or more to act on; got {self.extra_layers!r}"
-            )
+            raise ConfigError(f"surprisal_weight needs extra_layers of 2 or more to act on; got {self.extra_layers!r}")
         if self.freeze_init and self.lm_weight > 0 and self.extra_layers == 0:
             raise ConfigError("freeze_init without extra_layers leaves lm_weight nothing to train; set it to 0")

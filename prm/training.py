@@ -33,8 +33,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from prm.backbone import ModelCard, add_layers, context_of, encode_steps, pad_right, start_from
+from prm.backbone import ModelCard, check_steps, context_of, encode_steps, pad_right, start_from
 from prm.formats import StepRow
+from prm.growth import add_layers, look_back
 from prm.train_config import TrainConfig
 from verifiers.errors import DataError, ModelError
 
@@ -78,6 +79,7 @@ class StepDataset(Dataset[dict[str, Any]]):
                 f"problem {row.problem_id!r}, sample {row.sample}: {len(row.completions)} labelled steps, but the "
                 f"text splits into {len(encoded.ends)}; a step must not hold a blank line"
             )
+        check_steps(encoded, f"problem {row.problem_id!r}, sample {row.sample},")
         fitting = sum(end < limit for end in encoded.ends)
         self.cut += fitting < len(encoded.ends)
         trials, successes = row.trials[:fitting], row.successes[:fitting]
@@ -229,6 +231,7 @@ def fit(
         model.base_model.requires_grad_(False)
     add_layers(model, config.extra_layers)
     if config.surprisal_weight > 0:
+        look_back(model, base_layers, max(1, model.config.num_attention_heads * 3 // 4))
         model.surprisal = torch.nn.Linear(model.config.hidden_size, 1)
     data = StepDataset(rows, tokenizer, config, context_of(model))
     log = _Log(on_log)

@@ -29,9 +29,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--labels", type=Path, default=Path("data/playground/labels.jsonl.gz"))
     parser.add_argument("--init", default="data/playground/policy-right")
-    parser.add_argument("--steps", type=int, default=1500, help="0: one pass over all rows")
+    parser.add_argument("--steps", type=int, default=1200, help="0: one pass over all rows")
     parser.add_argument("--rows", type=int, default=48)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--lm-weight", type=float, default=0.0)
     parser.add_argument("--extra-layers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -50,7 +50,7 @@ def main() -> None:
         lm_weight=args.lm_weight,
         extra_layers=args.extra_layers,
         freeze_init=True,
-        surprisal_weight=0.2,
+        surprisal_weight=0.4,
         seed=args.seed,
     )
     print(f"{len(rows)} rows, {config.steps} steps", flush=True)

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from prm.backbone import ModelCard, check_length, context_of, encode_steps, load_backbone, pad_right, start_from
+from prm.backbone import (
+    ModelCard,
+    check_length,
+    context_of,
+    encode_steps,
+    load_backbone,
+    pad_right,
+    start_from,
+)
+from prm.growth import add_layers
 from verifiers.core import Response, StopReason
 from verifiers.errors import DataError, MissingFileError, ModelError
 from verifiers.steps import text_response
@@ -75,7 +84,8 @@ def test_another_separator(tiny_tokenizer: Any) -> None:
     row = encode_steps(tiny_tokenizer, PROMPT, Response(problem_id="", text="a; b; c"), separator=";")
     semicolon = ids_of(tiny_tokenizer, ";")[0]
     assert [row.ids[end] for end in row.ends] == [semicolon] * 3
-    assert encode_steps(tiny_tokenizer, PROMPT, Response(problem_id="", text="a; b; c;"), separator=";") == row
+    closed = encode_steps(tiny_tokenizer, PROMPT, Response(problem_id="", text="a; b; c;"), separator=";")
+    assert (closed.ids, closed.ends) == (row.ids, row.ends)
 
 
 def test_a_response_without_steps_has_no_ends(tiny_tokenizer: Any) -> None:
@@ -114,6 +124,25 @@ def test_a_fresh_head_on_a_tied_checkpoint(tiny_policy: Path) -> None:
     assert not torch.equal(model.score.weight, other.score.weight)
 
 
+def test_added_layers_change_nothing_at_first(tiny_policy: Path) -> None:
+    import torch
+
+    model, tokenizer, _ = start_from(tiny_policy)
+    ids = torch.tensor([ids_of(tokenizer, PROMPT)])
+    with torch.inference_mode():
+        before = model.eval()(input_ids=ids).logits
+        add_layers(model, 2)
+        assert model.config.num_hidden_layers == len(model.base_model.layers) == 4
+        assert torch.allclose(model(input_ids=ids, use_cache=False).logits, before, atol=1e-6)
+    other = torch.nn.Module()
+    other.base_model = torch.nn.Module()  # an architecture that names its layers otherwise
+    add_layers(other, 0)
+    with pytest.raises(
+        ModelError, match=r"extra_layers needs decoder layers .* Module has none; set extra_layers to 0"
+    ):
+        add_layers(other, 1)
+
+
 def test_checkpoint_and_card_round_trip(tiny_policy: Path, tmp_path: Path) -> None:
     import torch
 
@@ -124,7 +153,9 @@ def test_checkpoint_and_card_round_trip(tiny_policy: Path, tmp_path: Path) -> No
     card.save(tmp_path)
     loaded, _, found = load_backbone(tmp_path, device="cpu")
     assert found == card
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
     assert loaded.config.id2label[1] == "good"
     # Going on from it keeps the head.
     assert torch.equal(start_from(tmp_path, seed=9)[0].score.weight, model.score.weight)

@@ -106,7 +106,12 @@ FOUR = [
 
 def test_first_error_f1_by_hand() -> None:
     assert first_error_f1(FOUR) == FirstErrorF1(
-        f1=pytest.approx(2 * 0.25 * 0.5 / 0.75), on_erroneous=0.25, on_correct=0.5, erroneous=4, correct=2, threshold=0.5
+        f1=pytest.approx(2 * 0.25 * 0.5 / 0.75),
+        on_erroneous=0.25,
+        on_correct=0.5,
+        erroneous=4,
+        correct=2,
+        threshold=0.5,
     )
     lower = first_error_f1(FOUR, threshold=0.15)
     assert (lower.on_erroneous, lower.on_correct, lower.f1) == (0.0, 1.0, 0.0)
@@ -117,7 +122,7 @@ def test_first_error_f1_by_hand() -> None:
 def test_first_error_f1_refuses_what_it_cannot_say() -> None:
     with pytest.raises(DataError, match="one kind is missing"):
         first_error_f1(FOUR[:4])
-    with pytest.raises(ConfigError, match="between 0 and 1; got 1.0"):
+    with pytest.raises(ConfigError, match=r"between 0 and 1; got 1\.0"):
         first_error_f1(FOUR, threshold=1.0)
 
 

@@ -28,7 +28,7 @@ def folder(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A process reward model with a random but wide head."""
     model, tokenizer, _ = start_from(tiny_policy)
     torch.manual_seed(5)
-    torch.nn.init.normal_(model.score.weight, std=2.0)
+    torch.nn.init.normal_(model.score.weight, std=0.2)
     path = tmp_path_factory.mktemp("prm")
     ProcessModel(model, tokenizer, ModelCard(label_rule="soft")).save(path)
     return path
@@ -123,7 +123,7 @@ def test_usage_counts_what_was_read(model: ProcessModel) -> None:
 
 def test_too_long_is_an_error_that_names_the_response(model: ProcessModel) -> None:
     long = ["1 + 1 = 2."] * 40
-    with pytest.raises(DataError, match="response 0 to problem 'row 1' has .* but the model reads at most 256"):
+    with pytest.raises(DataError, match=r"response 0 to problem 'row 1' has .* but the model reads at most 256"):
         model.score_batch(PROMPTS[:2], [STEPS[0], long])
 
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_scored_is_refused(model: ProcessModel) -> None:
 
 
 class _Joined:
-    """A tokenizer that has one token for two separators with a step between them."""
+    """A tokenizer that has one token for two steps and the separator between them."""
 
     eos_token_id: Any = None
 
@@ -152,4 +152,4 @@ class _Joined:
 def test_a_step_without_a_token_is_refused(model: ProcessModel) -> None:
     broken = ProcessModel(model.model, _Joined())
     with pytest.raises(DataError, match="step without a token of its own"):
-        broken.score_steps([Problem(id="a", prompt="p")], [Response(problem_id="a", text="a\n\nb\n\nc", token_ids=(1,))])
+        broken.score_steps([Problem(id="a", prompt="p")], [Response(problem_id="a", text="a\n\nb", token_ids=(1,))])

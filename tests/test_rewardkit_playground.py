@@ -135,10 +135,10 @@ def test_given_numbers_stand_in_the_text(drawn: dict[str, list[Problem]]) -> Non
 
 def test_the_worked_solution_is_judged_correct(drawn: dict[str, list[Problem]]) -> None:
     rows = drawn["test"][:200]
-    verdicts = MathVerifier().judge(
-        rows, [Response(problem_id=row.id, text=row.metadata["solution"]) for row in rows]
+    verdicts = MathVerifier().judge(rows, [Response(problem_id=row.id, text=row.metadata["solution"]) for row in rows])
+    assert all(
+        verdict.score == 1.0 and verdict.extracted == row.answer for verdict, row in zip(verdicts, rows, strict=True)
     )
-    assert all(verdict.score == 1.0 and verdict.extracted == row.answer for verdict, row in zip(verdicts, rows, strict=True))
     wrong = MathVerifier().judge(
         rows[:50],
         [

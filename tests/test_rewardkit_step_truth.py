@@ -47,7 +47,9 @@ R, W, U = "right", "wrong", "useless"
     [
         pytest.param(APPLES, ["Part: 3 * 6 = 18.", "Apples: 14 + 18 = 32. \\boxed{32}"], [R, R], id="as worked"),
         pytest.param(APPLES, ["Part: 3 * 6 = 19.", "Apples: 14 + 19 = 33. \\boxed{33}"], [W, W], id="wrong arithmetic"),
-        pytest.param(APPLES, ["Part: 3 * 8 = 24.", "Apples: 14 + 24 = 38. \\boxed{38}"], [W, W], id="number from nowhere"),
+        pytest.param(
+            APPLES, ["Part: 3 * 8 = 24.", "Apples: 14 + 24 = 38. \\boxed{38}"], [W, W], id="number from nowhere"
+        ),
         pytest.param(
             APPLES,
             ["Part: 3 * 6 = 19.", "Part: 3 * 6 = 18.", "Apples: 14 + 19 = 33.", "Apples: 14 + 18 = 32. \\boxed{32}"],
@@ -73,16 +75,25 @@ R, W, U = "right", "wrong", "useless"
         pytest.param(APPLES, ["Apples: (3 * 6) + 14 = 32. \\boxed{32}"], [R], id="combined with brackets"),
         pytest.param(APPLES, ["Apples: (14 + 3) * 6 = 102. \\boxed{102}"], [W], id="true but not asked for"),
         pytest.param(APPLES, ["Apples: 14 = 14.", "Apples: 14 + 3 * 6 = 32. \\boxed{32}"], [U, R], id="states a given"),
-        pytest.param(APPLES, ["Part: 3 * 6 = 18.", "Apples: 14 + 18 = 32. \\boxed{33}"], [R, W], id="boxed wrong value"),
+        pytest.param(
+            APPLES, ["Part: 3 * 6 = 18.", "Apples: 14 + 18 = 32. \\boxed{33}"], [R, W], id="boxed wrong value"
+        ),
         pytest.param(APPLES, ["Part: 3 * 6 = 18. \\boxed{32}", "Apples: 14 + 18 = 32."], [W, R], id="boxed too early"),
         pytest.param(
-            APPLES, ["Part: 3 * 6 = 18.", "Apples: 14 + 18 = 32. \\boxed{32} \\boxed{31}"], [R, W], id="second box wrong"
+            APPLES,
+            ["Part: 3 * 6 = 18.", "Apples: 14 + 18 = 32. \\boxed{32} \\boxed{31}"],
+            [R, W],
+            id="second box wrong",
         ),
         pytest.param(APPLES, ["Let us think.", "\\boxed{32}"], [W, W], id="no equation"),
-        pytest.param(APPLES, ["Part: 3 6 = 18.", "Apples: 14 + * 18 = 32.", "Part: (3 * 6 = 18."], [W, W, W], id="malformed"),
+        pytest.param(
+            APPLES, ["Part: 3 6 = 18.", "Apples: 14 + * 18 = 32.", "Part: (3 * 6 = 18."], [W, W, W], id="malformed"
+        ),
         pytest.param(APPLES, ["Part: 3 * 6 = 18. Apples: 14 + 18 = 32. \\boxed{32}"], [W], id="two equations"),
         pytest.param(APPLES, ["Part: 3 * 6 = 18 = 18."], [R], id="a chain is one equation and a tail"),
-        pytest.param(APPLES, ["Part: 6 / (14 - 14) = 6.", "Part: 3 / 0 = 0.", "Part: 3/0 = 0."], [W, W, W], id="by zero"),
+        pytest.param(
+            APPLES, ["Part: 6 / (14 - 14) = 6.", "Part: 3 / 0 = 0.", "Part: 3/0 = 0."], [W, W, W], id="by zero"
+        ),
         pytest.param(TWOS, ["A: 2 + 2 = 4.", "A: 4 + 3 = 7. \\boxed{7}"], [W, W], id="2 + 2 is not 2 * 2"),
         pytest.param(TWOS, ["A: 2 * 2 = 4.", "A: 4 + 3 = 7. \\boxed{7}"], [R, R], id="2 * 2"),
         pytest.param(
@@ -92,15 +103,21 @@ R, W, U = "right", "wrong", "useless"
             id="fraction of an amount",
         ),
         pytest.param(QUARTER, ["Part: 40 * 2/8 = 20/2.", "A: 40 - 10 = 30."], [R, R], id="unreduced fractions"),
-        pytest.param(QUARTER, ["A: 40 - 40 * 1/4 = 30.", "A: 3 + 30 = 33. \\boxed{33}"], [R, R], id="amount used twice"),
-        pytest.param(CUPS, ["C: 3/2 + 1/2 = 4/2.", "C: 2 * 3 = 6. \\boxed{12/2}"], [R, R], id="unreduced result and box"),
+        pytest.param(
+            QUARTER, ["A: 40 - 40 * 1/4 = 30.", "A: 3 + 30 = 33. \\boxed{33}"], [R, R], id="amount used twice"
+        ),
+        pytest.param(
+            CUPS, ["C: 3/2 + 1/2 = 4/2.", "C: 2 * 3 = 6. \\boxed{12/2}"], [R, R], id="unreduced result and box"
+        ),
         pytest.param(CUPS, ["C: 3/2 + 1/2 = 2.", "C: 2 + 3 = 5. \\boxed{6}"], [R, W], id="wrong operation"),
         pytest.param(SHARE, ["S: 20 / 4 = 5.", "S: 5 - 2 = 3. \\boxed{3}"], [R, R], id="division"),
         pytest.param(SHARE, ["S: 4 / 20 = 1/5."], [W], id="division the other way round"),
         pytest.param(FIVES, ["F: 5 + 5 = 10.", "F: 10 - 5 = 5. \\boxed{5}"], [R, R], id="equal numbers"),
-        pytest.param(FIVES, ["F: 5 * 5 = 25.", "F: 10 - 5 = 5. \\boxed{5}"], [W, W], id="equal numbers, wrong operation"),
+        pytest.param(
+            FIVES, ["F: 5 * 5 = 25.", "F: 10 - 5 = 5. \\boxed{5}"], [W, W], id="equal numbers, wrong operation"
+        ),
     ],
-)  # fmt: skip
+)
 def test_solutions_judged_by_hand(task: Problem, steps: list[str], kinds: list[str]) -> None:
     truths = judge_steps(task, "\n\n".join(steps))
     assert [truth.kind.value for truth in truths] == kinds, [truth.reason for truth in truths]
@@ -151,7 +168,10 @@ _SLOW = re.compile(r"([\d+\-*/() ]*\d[\d+\-*/() ]*) = (\d+(?:/\d+)?)(?![\d/])")
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(alphabet="12 =+*/(x.", max_size=24) | st.lists(st.sampled_from(["1", " = ", "23", " + ", "x", "/", "."]), max_size=12).map("".join))
+@given(
+    st.text(alphabet="12 =+*/(x.", max_size=24)
+    | st.lists(st.sampled_from(["1", " = ", "23", " + ", "x", "/", "."]), max_size=12).map("".join)
+)
 def test_equations_are_those_of_the_regular_expression_it_replaces(text: str) -> None:
     assert _equations(text) == _SLOW.findall(text)
 

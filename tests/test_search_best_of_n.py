@@ -36,9 +36,7 @@ class Steps:
     def __init__(self, table: dict[str, tuple[float, ...]]) -> None:
         self.table, self.usage = table, Usage()
 
-    def score_steps(
-        self, problems: Sequence[Problem], responses: Sequence[Response]
-    ) -> list[tuple[float, ...]]:
+    def score_steps(self, problems: Sequence[Problem], responses: Sequence[Response]) -> list[tuple[float, ...]]:
         assert [p.id for p in problems] == [r.problem_id for r in responses]
         self.usage += Usage(prefill_tokens=sum(len(r.text) for r in responses), calls=1)
         return [self.table.get(r.text, ()) for r in responses]

@@ -92,9 +92,7 @@ def test_a_useful_score_beats_noise_and_noise_is_the_first() -> None:
 def test_comparisons_are_paired_at_the_largest_n() -> None:
     curves = named(accuracy_curves(with_controls(some_pools())))
     found = compare(list(curves.values()), "best by prm", "majority", seed=2)
-    assert found == paired_difference(
-        curves["best by prm"].per_problem, curves["majority"].per_problem, seed=2
-    )
+    assert found == paired_difference(curves["best by prm"].per_problem, curves["majority"].per_problem, seed=2)
     with pytest.raises(ConfigError, match="no rule 'best by luck' among first, majority"):
         compare(list(curves.values()), "best by luck", "first")
 

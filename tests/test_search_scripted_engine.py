@@ -62,9 +62,7 @@ def test_log_probabilities_are_those_of_the_draw() -> None:
     drawn = ScriptedEngine({"p": ["a", "a", "b"]}).generate([ask("p", n=300)], Sampling())[0]
     share = Counter(c.token_ids[0] for c in drawn)[ord("a")] / 300
     assert share == pytest.approx(2 / 3, abs=0.11)  # four deviations
-    assert {c.token_ids[0]: math.exp(c.logprobs[0]) for c in drawn} == pytest.approx(
-        {ord("a"): 2 / 3, ord("b"): 1 / 3}
-    )
+    assert {c.token_ids[0]: math.exp(c.logprobs[0]) for c in drawn} == pytest.approx({ord("a"): 2 / 3, ord("b"): 1 / 3})
 
 
 def test_a_prefix_may_be_cut_inside_a_character() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -89,9 +90,7 @@ def raised(loaded: TransformersEngine, ending: float = 3.0) -> Any:
     return Raised()
 
 
-def test_moved_and_refilled_slots_keep_their_rows(
-    loaded: TransformersEngine, prefixes: list[tuple[int, ...]]
-) -> None:
+def test_moved_and_refilled_slots_keep_their_rows(loaded: TransformersEngine, prefixes: list[tuple[int, ...]]) -> None:
     model = raised(loaded)
     sampling = Sampling(max_new_tokens=40)
     asked = requests_of(prefixes, n=7)
@@ -121,9 +120,7 @@ def test_log_probabilities_are_those_of_a_full_forward_pass(
             assert c.logprobs == pytest.approx(exact.tolist(), abs=1e-5)
 
 
-def test_samples_do_not_depend_on_their_batch(
-    loaded: TransformersEngine, prefixes: list[tuple[int, ...]]
-) -> None:
+def test_samples_do_not_depend_on_their_batch(loaded: TransformersEngine, prefixes: list[tuple[int, ...]]) -> None:
     sampling = Sampling(max_new_tokens=16)
     asked = requests_of(prefixes, n=4)
     whole = ids_of(engine(loaded).generate(asked, sampling))
@@ -188,18 +185,29 @@ def test_first_tokens_follow_the_exact_distribution(
     assert chisquare(observed, expected).pvalue > 0.001
 
 
-def test_later_tokens_follow_the_exact_distribution_too() -> None:
-    """Positions and seeds as the engine uses them: second draws given the first are as likely as they should be."""
-    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]]).log()
-    seeds = np.arange(4000, dtype=np.uint64)
-    tokens = [
-        draw(logits.expand(4000, 4), seeds, np.full(4000, position), Sampling())[0].numpy() for position in (0, 1)
-    ]
-    pairs = np.bincount(tokens[0] * 4 + tokens[1], minlength=16).reshape(4, 4)
-    share = np.array([0, 1, 2, 3]) / 6
-    exact = np.outer(share, share)
-    assert pairs[0].sum() == pairs[:, 0].sum() == 0
-    assert chisquare(pairs[exact > 0], 4000 * exact[exact > 0]).pvalue > 0.001
+def test_later_tokens_follow_the_exact_distribution_too(loaded: TransformersEngine) -> None:
+    """A model that says the same everywhere: pairs of draws are as likely as the product, in moved slots too."""
+
+    class Constant(torch.nn.Module):
+        config, generation_config = loaded.model.config, loaded.model.generation_config
+        device, dtype = loaded.model.device, loaded.model.dtype
+
+        def forward(self, *, input_ids: torch.Tensor, **options: Any) -> Any:
+            logits = torch.tensor([0.0, 1.0, 2.0, 3.0]).log()  # token 1 ends the sequence
+            return SimpleNamespace(logits=logits.expand(len(input_ids), 1, 4))
+
+    made = TransformersEngine(Constant(), loaded.tokenizer, max_rows=700)
+    drawn = made.generate([GenerationRequest(prefix_ids=(2,), n=4000, seed=9)], Sampling(max_new_tokens=3))[0]
+    share = {1: 1 / 6, 2: 2 / 6, 3: 3 / 6}
+    exact = {(1,): share[1]}
+    exact |= {(a, 1): share[a] * share[1] for a in (2, 3)}
+    exact |= {(a, b, c): share[a] * share[b] * share[c] for a in (2, 3) for b in (2, 3) for c in (1, 2, 3)}
+    assert sum(exact.values()) == pytest.approx(1)
+    counts = Counter(c.token_ids for c in drawn)
+    assert set(counts) == set(exact)
+    observed, expected = zip(*((counts[ids], 4000 * chance) for ids, chance in exact.items()), strict=True)
+    assert chisquare(observed, expected).pvalue > 0.001
+    assert all(sum(c.logprobs) == pytest.approx(np.log(exact[c.token_ids]), abs=1e-5) for c in drawn)
 
 
 def test_draw_reports_the_probability_before_the_cut() -> None:
@@ -217,8 +225,8 @@ def test_draw_reports_the_probability_before_the_cut() -> None:
     assert set(tokens.tolist()) == {2, 3}
 
 
-def test_the_largest_number_below_one_draws_a_possible_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "uniforms", lambda seeds, positions: np.full(len(seeds), 1 - 2.0**-53))
+def test_draws_at_both_ends_give_possible_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "uniforms", lambda seeds, positions: np.ones(len(seeds)))
     logits = torch.tensor([[1.0, 2.0, 1.0, 0.0, 0.0]]).log()
     tokens, logprobs = draw(logits, np.zeros(1, dtype=np.uint64), np.zeros(1, dtype=np.int64), Sampling())
     assert tokens.tolist() == [2]
@@ -253,6 +261,12 @@ def test_stop_sequences_end_a_row_where_they_are_complete(
             assert c.stop_reason is (StopReason.STOP if ends else StopReason.LENGTH)
             cut += end is not None and end < len(long)
     assert cut >= 3
+    # One token is no pair, even at the very start.
+    alone = engine(loaded).generate(asked[:1], Sampling(temperature=0.0, max_new_tokens=30))[0][0].token_ids
+    twice = Sampling(temperature=0.0, max_new_tokens=30, stop_sequences=((alone[0], alone[0]),))
+    found = engine(loaded).generate(asked[:1], twice)[0][0].token_ids
+    assert found == alone[: first_place(alone, twice.stop_sequences)]
+    assert len(found) > 1
     # A stop sequence that the prefix began does not count: it must be drawn whole.
     first = free[0][0]
     prefix = (*prefixes[0], first[0])
@@ -260,14 +274,10 @@ def test_stop_sequences_end_a_row_where_they_are_complete(
     assert len(engine(loaded).generate(requests_of([prefix]), stop)[0][0].token_ids) == 6
 
 
-def test_end_of_sequence_is_kept_and_ends_the_row(
-    loaded: TransformersEngine, prefixes: list[tuple[int, ...]]
-) -> None:
+def test_end_of_sequence_is_kept_and_ends_the_row(loaded: TransformersEngine, prefixes: list[tuple[int, ...]]) -> None:
     eos = loaded.tokenizer.eos_token_id
     model = raised(loaded, ending=4.0)
-    rows = TransformersEngine(model, loaded.tokenizer).generate(
-        requests_of(prefixes, n=8), Sampling(max_new_tokens=10)
-    )
+    rows = TransformersEngine(model, loaded.tokenizer).generate(requests_of(prefixes, n=8), Sampling(max_new_tokens=10))
     reasons = Counter(c.stop_reason for row in rows for c in row)
     assert min(reasons[StopReason.STOP], reasons[StopReason.LENGTH]) > 0
     for c in (c for row in rows for c in row):
@@ -369,8 +379,14 @@ def test_every_end_token_of_the_checkpoint_ends_a_row(
 
 def tiny(kind: str) -> Any:
     """A random model of another family: 2 layers, 64 tokens."""
-    from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        MistralConfig,
+        MistralForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
 
     torch.manual_seed(1)
     sizes = {
@@ -389,8 +405,14 @@ def tiny(kind: str) -> Any:
     if kind == "gpt2":
         return GPT2LMHeadModel(
             GPT2Config(
-                vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2,
-                bos_token_id=1, eos_token_id=1,
+                vocab_size=320,
+                n_embd=32,
+                n_layer=2,
+                n_head=4,
+                n_positions=64,
+                initializer_range=0.2,
+                bos_token_id=1,
+                eos_token_id=1,
             )
         )
     if kind == "mistral":
@@ -409,9 +431,7 @@ def test_sliding_windows_are_refused(tiny_tokenizer: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen", "mistral-full"])
-def test_other_families_sample_as_they_compute(
-    tiny_tokenizer: Any, prefixes: list[tuple[int, ...]], kind: str
-) -> None:
+def test_other_families_sample_as_they_compute(tiny_tokenizer: Any, prefixes: list[tuple[int, ...]], kind: str) -> None:
     """GPT-2 has absolute positions: a wrong position_ids would show here and nowhere else."""
     model = tiny(kind)
     made = TransformersEngine(model, tiny_tokenizer, max_rows=4)

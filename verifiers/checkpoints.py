@@ -6,11 +6,11 @@ Used by every package that loads a transformers checkpoint; transformers itself 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from verifiers.errors import MissingFileError, ModelError
+from verifiers.errors import MissingFileError, ModelError, RewardkitError
 
 
 def _is_local(path: str | Path) -> bool:
@@ -26,12 +26,25 @@ def loading(path: str | Path, what: str) -> Iterator[None]:
         raise MissingFileError(f"no checkpoint folder at {path}; give the path of {what} or a hub id")
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()
+    except RewardkitError:
+        raise
+    except Exception as error:  # transformers, safetensors and huggingface_hub each have families of their own
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]) or type(error).__name__
         raise ModelError(
-            f"{path} cannot be loaded as {what}: {reason[0] if reason else type(error).__name__}; "
+            f"{path} cannot be loaded as {what}: {reason}; "
             "check that the folder holds config.json and weights of a supported architecture"
         ) from error
+
+
+def refuse_missing(path: str | Path, what: str, missing: Iterable[str]) -> None:
+    """Raise ModelError where the folder lacks weights, which transformers would fill with random numbers."""
+    names = sorted(missing)
+    if names:
+        raise ModelError(
+            f"{path} is not {what}: it lacks {len(names)} of the weights its config.json asks for, "
+            f"{names[0]} first; check that weights and config.json belong together"
+        )
 
 
 def load_tokenizer(path: str | Path) -> Any:

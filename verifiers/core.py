@@ -273,7 +273,11 @@ def derive_seed(*parts: object) -> int:
     """A 63-bit seed from any parts, equal for equal parts on every machine and in every process.
 
     Every draw of a run derives from (run seed, problem id, sample, step); BLAKE2b mixes them, so that
-    neighbouring parts give unrelated seeds.
+    neighbouring parts give unrelated seeds. Only plain Python values have the same spelling everywhere; others
+    (numpy integers, enumerations) are refused.
     """
+    for part in parts:
+        if type(part) not in (str, int, float, bool, type(None)):
+            raise ConfigError(f"a seed derives from plain strings and numbers; got {part!r} ({type(part).__name__})")
     text = "\x1f".join(repr(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

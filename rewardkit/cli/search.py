@@ -8,7 +8,7 @@ from typing import Any
 
 from cyclopts import Parameter
 
-from verifiers.errors import ConfigError
+from verifiers.errors import ConfigError, DataError
 
 
 @Parameter(name="*")
@@ -121,7 +121,10 @@ def write_search(
             comparison(curves, "best by PRM min", "best by random"),
         ]
         if all("program" in pool.problem.metadata for pool in searched.pools):
-            results["steps"] = step_figures(scored_steps(searched.pools))
+            try:
+                results["steps"] = step_figures(scored_steps(searched.pools))
+            except DataError as error:  # too few responses to compare steps; the search itself is fine
+                results["summary"] = [f"Step figures are left out: {error}"]
     run.write_json("results.json", results)
     run.append("samples.jsonl", *sample_rows(searched.pools))
     print_curves(results)

@@ -76,13 +76,14 @@ class TransformersEngine:
 
         Raises ModelError, in one sentence, for a folder that is missing, has no weights or no tokenizer.
         """
-        from verifiers.checkpoints import load_tokenizer, loading
+        from verifiers.checkpoints import load_tokenizer, loading, refuse_missing
 
         tokenizer = load_tokenizer(path)
         with loading(path, "a causal language model"):
             from transformers import AutoModelForCausalLM
 
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+            model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        refuse_missing(path, "a causal language model", report["missing_keys"])
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(model, tokenizer, max_rows=max_rows)
 
