@@ -41,6 +41,8 @@ class ModelCard:
     separator: str = BLANK_LINE
     score: str = "softmax[1] at the last token of each step"
     label_rule: str = ""
+    base_layers: int = 0
+    """Decoder layers of the language model it was grown on (`prm/growth.py`); 0 where nothing was added."""
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:

@@ -34,10 +34,10 @@ class TrainConfig:
     """Decoder layers added on top of `init`, at first without effect (block expansion): checking a step reads the
     predictions that the language model made, and a small model has no layer left to do so."""
     freeze_init: bool = False
-    """Keep the weights of `init` fixed: only the added layers and the head are trained."""
+    """Keep the language model fixed: only the added layers and the head are trained."""
     surprisal_weight: float = 0.0
-    """Weight of a helper loss on every response token: the first added layer says how unexpected the token was to
-    the language model. It needs at least two added layers, the later ones to use it."""
+    """Weight of a helper loss on every response token: the added layers say how unexpected the token, and the least
+    expected one so far, was to the language model under them. It needs at least two added layers."""
     bf16: bool = False
     """Compute in bfloat16 (weights stay float32)."""
     seed: int = 0
@@ -59,7 +59,3 @@ class TrainConfig:
         for name in ("lm_weight", "surprisal_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more; got {getattr(self, name)!r}")
-        if self.surprisal_weight > 0 and self.extra_layers < 2:
-            raise ConfigError(f"surprisal_weight needs extra_layers of 2 or more to act on; got {self.extra_layers!r}")
-        if self.freeze_init and self.lm_weight > 0 and self.extra_layers == 0:
-            raise ConfigError("freeze_init without extra_layers leaves lm_weight nothing to train; set it to 0")

@@ -12,9 +12,9 @@ replace (s, n) by (1 if any success else 0, 1).
 Beside it may stand, with weight `lm_weight`, the next-token loss of those steps from which some roll-out
 succeeded: it keeps the arithmetic that the policy had learned, which a step label alone does not teach. And, with
 weight `surprisal_weight`, a helper on every response token: a linear read-out of the first added layer is fitted to
-1 - p(token), p being the probability that the language model under it gave the token. Written this way a slip stands
-out; without help a small model needs very long to find that comparison. The read-out is thrown away. Sums are
-divided by the number of labelled steps of the whole optimiser batch, so gradients do not depend on how the
+1 - p(token), p being the probability that the language model under it gave the token, and one of the last layer to
+1 - the least p in the response so far. A slip stands out in them; without help a small model needs very long to find
+that comparison. They use no labels, and the read-outs are thrown away. Sums are divided by the number of labelled steps of the whole optimiser batch, so gradients do not depend on how the
 batch is cut into micro-batches or spread over processes.
 
 Legend: B rows, T tokens.
@@ -37,7 +37,7 @@ from prm.backbone import ModelCard, check_steps, context_of, encode_steps, pad_r
 from prm.formats import StepRow
 from prm.growth import add_layers, look_back
 from prm.train_config import TrainConfig
-from verifiers.errors import DataError, ModelError
+from verifiers.errors import ConfigError, DataError, ModelError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,14 +178,20 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         return F.cross_entropy(self.lm_head(hidden_BTD[:, :-1][wanted]).float(), targets, reduction="sum")
 
     def _surprisal_loss(self, hidden_states: Any, inputs: Any) -> torch.Tensor:
-        """Summed cross-entropy of the read-out against 1 - p(token) over `response_mask`."""
+        """Summed cross-entropies of both read-outs against their targets over `response_mask`."""
         wanted = inputs["response_mask"][:, 1:]
         norm = self.model.base_model.norm
         with torch.no_grad():
             logits = self.lm_head(norm(hidden_states[self.base_layers])[:, :-1][wanted]).float()
-            likely = logits.softmax(-1).gather(1, inputs["input_ids"][:, 1:][wanted][:, None])[:, 0]
-        said = self.model.surprisal(norm(hidden_states[self.base_layers + 1])[:, 1:][wanted])[:, 0].float()
-        return F.binary_cross_entropy_with_logits(said, 1.0 - likely, reduction="sum")
+            likely_BT = torch.ones(wanted.shape, device=wanted.device)
+            likely_BT[wanted] = logits.softmax(-1).gather(1, inputs["input_ids"][:, 1:][wanted][:, None])[:, 0]
+            least_BT = likely_BT.cummin(1).values
+        token, so_far = self.model.surprisal
+        said_token = token(norm(hidden_states[self.base_layers + 1])[:, 1:][wanted])[:, 0].float()
+        said_so_far = so_far(hidden_states[-1][:, 1:][wanted])[:, 0].float()
+        return F.binary_cross_entropy_with_logits(
+            said_token, 1.0 - likely_BT[wanted], reduction="sum"
+        ) + F.binary_cross_entropy_with_logits(said_so_far, 1.0 - least_BT[wanted], reduction="sum")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logged rows carry the step loss by itself beside the sum."""
@@ -204,6 +210,30 @@ class _Log(TrainerCallback):  # type: ignore[misc]
         if logs and "loss" in logs:
             self.losses.append(float(logs["step_loss"]))
             self.write({"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}})
+
+
+def _grow(model: Any, config: TrainConfig) -> int:
+    """Add layers and read-outs, freeze; returns how many layers belong to the language model underneath."""
+    before = model.config.num_hidden_layers
+    base_layers = ModelCard.load(config.init).base_layers or before
+    add_layers(model, config.extra_layers)
+    layers = model.base_model.layers if hasattr(model.base_model, "layers") else []
+    if config.freeze_init:
+        if len(layers) == base_layers:
+            raise ConfigError("freeze_init leaves no layer to train; add some with extra_layers, or set it to false")
+        model.base_model.requires_grad_(False)
+        for layer in layers[base_layers:]:
+            layer.requires_grad_(True)
+    if config.surprisal_weight > 0:
+        if len(layers) < base_layers + 2:
+            raise ConfigError(
+                f"surprisal_weight needs at least two layers above the language model; {config.init} with "
+                f"extra_layers={config.extra_layers} has {len(layers) - base_layers}"
+            )
+        if before == base_layers:
+            look_back(model, base_layers, max(1, model.config.num_attention_heads * 3 // 4))
+        model.surprisal = torch.nn.ModuleList(torch.nn.Linear(model.config.hidden_size, 1) for _ in range(2))
+    return base_layers
 
 
 def fit(
@@ -226,13 +256,7 @@ def fit(
             f"lm_weight and surprisal_weight need a language-model head, and {config.init} has none; start from the "
             "causal language model, or set them to 0"
         )
-    base_layers = model.config.num_hidden_layers
-    if config.freeze_init:
-        model.base_model.requires_grad_(False)
-    add_layers(model, config.extra_layers)
-    if config.surprisal_weight > 0:
-        look_back(model, base_layers, max(1, model.config.num_attention_heads * 3 // 4))
-        model.surprisal = torch.nn.Linear(model.config.hidden_size, 1)
+    base_layers = _grow(model, config)
     data = StepDataset(rows, tokenizer, config, context_of(model))
     log = _Log(on_log)
     arguments = TrainingArguments(
@@ -273,7 +297,11 @@ def fit(
         del model.surprisal
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    ModelCard(label_rule=config.labels, provenance={**asdict(config), **(provenance or {})}).save(out)
+    ModelCard(
+        label_rule=config.labels,
+        base_layers=base_layers if base_layers < model.config.num_hidden_layers else 0,
+        provenance={**asdict(config), **(provenance or {})},
+    ).save(out)
     tail = log.losses[-max(1, math.ceil(len(log.losses) / 10)) :]
     return FitReport(
         rows=len(data),

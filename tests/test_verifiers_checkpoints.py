@@ -97,7 +97,7 @@ def test_a_missing_folder_is_missing_and_no_hub_id(path: str, tmp_path: Path, mo
 def test_other_errors_become_one_family_and_ours_stay() -> None:
     for error in (OSError("a\nb"), KeyError("a"), TypeError("a"), Exception("a:\n b\n c"), RuntimeError()):
         with (
-            pytest.raises(ModelError, match="^org/model cannot be loaded as a thing") as caught,
+            pytest.raises(ModelError, match=r"^org/model cannot be loaded as a thing") as caught,
             loading("org/model", "a thing"),
         ):
             raise error

@@ -56,6 +56,7 @@ def label(job: LabelJob) -> int:
     from rewardkit.runs import RunFolder
     from rewardkit.sources import as_chat, problems_from
     from search.engines.transformers_engine import TransformersEngine
+    from search.strategies.best_of_n import check_prompts
     from verifiers.maths import MathVerifier
 
     problems = problems_from(
@@ -63,6 +64,7 @@ def label(job: LabelJob) -> int:
     )
     engine = TransformersEngine.load(job.policy, max_rows=job.max_rows)
     problems = as_chat(problems, engine.tokenizer)
+    check_prompts(problems, engine)
     with RunFolder.create("prm label", job, out=job.out, resume=job.resume) as run:
         path = run.path / "labels.jsonl"
         with Progress("labelled problems", len(problems)) as progress:

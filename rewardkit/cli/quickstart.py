@@ -29,7 +29,7 @@ class QuickstartJob:
     """Train problems that are labelled here, four responses each."""
     trials: int = 8
     """Roll-outs a step."""
-    train_steps: int = 100
+    train_steps: int = 150
     """Optimiser steps of the process reward model."""
     shipped_rows: int = 3000
     """Shipped label rows mixed in; 0 trains on the labels made here alone."""
@@ -176,9 +176,10 @@ def _train(job: QuickstartJob, run: Any) -> dict[str, Any]:
     config = TrainConfig(
         init=str(playground.asset("prm")),
         steps=job.train_steps,
-        rate=2e-4,
+        rate=5e-4,
         warmup=min(20, job.train_steps),
-        lm_weight=0.2,
+        freeze_init=True,
+        surprisal_weight=0.4,
         seed=job.seed,
     )
     report = fit(

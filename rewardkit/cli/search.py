@@ -58,6 +58,7 @@ def search(job: SearchJob) -> int:
     from rewardkit.runs import RunFolder
     from rewardkit.sources import as_chat, problems_from
     from search.engines.transformers_engine import TransformersEngine
+    from search.strategies.best_of_n import check_prompts
     from verifiers.core import Sampling
     from verifiers.maths import MathVerifier
 
@@ -72,10 +73,12 @@ def search(job: SearchJob) -> int:
         )
     engine = TransformersEngine.load(job.policy, max_rows=job.max_rows)
     scorer = ProcessModel.load(job.scorer) if job.scorer else None
+    problems = as_chat(problems, engine.tokenizer)
+    check_prompts(problems, engine)
     with RunFolder.create("search", job, out=job.out) as run:
         with Progress("problems", len(problems)) as progress:
             searched = run_search(
-                as_chat(problems, engine.tokenizer),
+                problems,
                 engine=engine,
                 n=job.n,
                 sampling=Sampling(temperature=job.temperature, top_p=job.top_p, max_new_tokens=job.max_new_tokens),

@@ -105,6 +105,12 @@ def request_for(engine: Engine, problem: Problem, *, n: int, seed: int) -> Gener
     return GenerationRequest(prefix_ids=prefix, n=n, seed=derive_seed(seed, problem.id))
 
 
+def check_prompts(problems: Sequence[Problem], engine: Engine) -> None:
+    """Raise EngineError for the first prompt that does not fit, before anything is made or paid."""
+    for problem in problems:
+        request_for(engine, problem, n=1, seed=0)
+
+
 def judge(
     pools: Iterable[Pool], scorer: Scorer, *, same: Callable[[str, str], bool] | None = None
 ) -> tuple[list[Pool], Ledger]:
