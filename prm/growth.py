@@ -62,31 +62,36 @@ def add_layers(model: Any, count: int) -> None:
 
 
 @torch.no_grad()
-def look_back(model: Any, layer: int, heads: int) -> None:
-    """Let the first `heads` query heads of a layer attend to the position before, from the start.
+def look_back(model: Any, layer: int, heads: int) -> bool:
+    """Let at least `heads` query heads of a layer attend to the position before, from the start.
 
-    Needs query and key biases and plain rotary embeddings (Qwen2 has them, Llama with attention_bias too), and as
-    many key heads as query heads; raises ModelError otherwise.
+    Query heads that share a key head are set together. Possible with query and key biases and plain rotary
+    embeddings (Qwen2; Llama with attention_bias); elsewhere nothing is changed, the result is False, and training
+    has to find the heads by itself.
     """
     attention = model.base_model.layers[layer].self_attn
     query, key = getattr(attention, "q_proj", None), getattr(attention, "k_proj", None)
     rope = getattr(model.config, "rope_parameters", None) or {}
-    plain = rope.get("rope_type") == "default" and model.config.num_attention_heads == model.config.num_key_value_heads
-    if query is None or query.bias is None or key is None or key.bias is None or not plain:
-        raise ModelError(
-            f"surprisal_weight sets attention heads by their biases; {type(model).__name__} here has no query and key "
-            "biases, scaled rotary embeddings or shared key heads; set surprisal_weight to 0"
-        )
+    biased = all(getattr(projection, "bias", None) is not None for projection in (query, key))
+    if query is None or key is None or not biased or rope.get("rope_type") != "default":
+        return False
     size = attention.head_dim
+    shared = model.config.num_attention_heads // model.config.num_key_value_heads
+    key_heads = -(-heads // shared)
+    _point_back(key, key_heads, size, rope["rope_theta"], distance=0)
+    _point_back(query, key_heads * shared, size, rope["rope_theta"], distance=1)
+    return True
+
+
+def _point_back(projection: Any, heads: int, size: int, theta: float, *, distance: int) -> None:
+    """Give the first heads a constant vector, turned back by `distance` positions, and nothing else."""
     half = size // 2
     for head in range(heads):
         rows = slice(head * size, (head + 1) * size)
-        for projection in (query, key):
-            projection.weight[rows] = 0.0
-            projection.bias[rows] = 0.0
+        projection.weight[rows] = 0.0
+        projection.bias[rows] = 0.0
         # The slowest pairs hardly turn within a text and would only flatten the scores.
         for pair in range(half * 5 // 8):
-            angle = -(rope["rope_theta"] ** (-2 * pair / size))
-            key.bias[head * size + pair] = AMPLITUDE
-            query.bias[head * size + pair] = AMPLITUDE * math.cos(angle)
-            query.bias[head * size + pair + half] = AMPLITUDE * math.sin(angle)
+            angle = -distance * theta ** (-2 * pair / size)
+            projection.bias[head * size + pair] = AMPLITUDE * math.cos(angle)
+            projection.bias[head * size + pair + half] = AMPLITUDE * math.sin(angle)

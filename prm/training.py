@@ -14,7 +14,9 @@ succeeded: it keeps the arithmetic that the policy had learned, which a step lab
 weight `surprisal_weight`, a helper on every response token: a linear read-out of the first added layer is fitted to
 1 - p(token), p being the probability that the language model under it gave the token, and one of the last layer to
 1 - the least p in the response so far. A slip stands out in them; without help a small model needs very long to find
-that comparison. They use no labels, and the read-outs are thrown away. Sums are divided by the number of labelled steps of the whole optimiser batch, so gradients do not depend on how the
+that comparison. They use no labels, and the read-outs are thrown away.
+
+Sums are divided by the number of labelled steps of the whole optimiser batch, so gradients do not depend on how the
 batch is cut into micro-batches or spread over processes.
 
 Legend: B rows, T tokens.

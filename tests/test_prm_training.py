@@ -276,10 +276,36 @@ def test_a_frozen_start_stays_and_the_added_layers_learn(tiny_policy: Path, tmp_
         ({"weighting": "rows"}, "'counts' or 'steps'; got 'rows'"),
         ({"extra_layers": -1}, "extra_layers must be 0 or more"),
         ({"surprisal_weight": -1.0}, "surprisal_weight must be 0 or more"),
-        ({"surprisal_weight": 0.5, "extra_layers": 1}, "needs extra_layers of 2 or more to act on; got 1"),
-        ({"freeze_init": True, "lm_weight": 0.1}, "leaves lm_weight nothing to train"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         TrainConfig(init="x", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"surprisal_weight": 0.5, "extra_layers": 1}, "at least two layers above the language model; .* has 1"),
+        ({"freeze_init": True}, "leaves no layer to train"),
+    ],
+)
+def test_settings_that_need_added_layers_are_refused_without(
+    settings: dict[str, Any], said: str, tiny_policy: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(init=str(tiny_policy), steps=1, rows=1, micro_rows=1, **settings)
+    with pytest.raises(ConfigError, match=said):
+        fit(ROWS, config, tmp_path / "prm", work=tmp_path / "work")
+    assert not (tmp_path / "prm").exists()
+
+
+def test_going_on_from_a_grown_model_keeps_its_language_model(tiny_policy: Path, tmp_path: Path) -> None:
+    grown = {"steps": 1, "rows": 2, "micro_rows": 2, "warmup": 0, "freeze_init": True, "surprisal_weight": 0.5}
+    fit(ROWS, TrainConfig(init=str(tiny_policy), extra_layers=2, **grown), tmp_path / "a", work=tmp_path / "w")
+    fit(ROWS, TrainConfig(init=str(tmp_path / "a"), **grown), tmp_path / "b", work=tmp_path / "w")
+    first, second = (load_backbone(tmp_path / name, device="cpu") for name in "ab")
+    assert first[2].base_layers == second[2].base_layers == 2
+    below = {"layers.0.mlp.up_proj.weight", "layers.1.self_attn.q_proj.weight", "embed_tokens.weight", "norm.weight"}
+    old, new = first[0].base_model.state_dict(), second[0].base_model.state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in below)
+    assert not torch.equal(old["layers.3.mlp.down_proj.weight"], new["layers.3.mlp.down_proj.weight"])

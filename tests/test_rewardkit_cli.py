@@ -66,12 +66,8 @@ def cases(tmp_path: Path, tiny_policy: Path) -> dict[str, tuple[list[str], Path]
         "policy as scorer": [
             *("search", *policy, "--scorer", str(tiny_policy), "--problems", str(tmp_path / "good.jsonl"), *out)
         ],
-        "existing run folder": [
-            *("prm", "label", *policy, "--problems", "playground:train:1", "--out", str(existing))
-        ],
-        "nothing to resume": [
-            *("prm", "label", *policy, "--problems", "playground:train:1", "--resume", *out)
-        ],
+        "existing run folder": [*("prm", "label", *policy, "--problems", "playground:train:1", "--out", str(existing))],
+        "nothing to resume": [*("prm", "label", *policy, "--problems", "playground:train:1", "--resume", *out)],
         "labels of wrong length": [
             *("prm", "train", "--data", str(tmp_path / "stepwise.jsonl"), "--init", str(tiny_policy), *out)
         ],

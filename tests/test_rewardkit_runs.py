@@ -73,7 +73,10 @@ def test_text_prompts_become_a_user_message_only_for_chat_models() -> None:
     class Chat:
         chat_template = "{{ messages }}"
 
-    problems = [Problem(id="a", prompt="2 + 2?", answer="4"), Problem(id="b", prompt=({"role": "user", "content": "x"},))]
+    problems = [
+        Problem(id="a", prompt="2 + 2?", answer="4"),
+        Problem(id="b", prompt=({"role": "user", "content": "x"},)),
+    ]
     assert as_chat(problems, object()) == problems
     chat = as_chat(problems, Chat())
     assert chat[0].prompt == ({"role": "user", "content": "2 + 2?"},) and chat[0].answer == "4"
