@@ -29,7 +29,7 @@ class QuickstartJob:
     """Train problems that are labelled here, four responses each."""
     trials: int = 8
     """Roll-outs a step."""
-    train_steps: int = 150
+    train_steps: int = 300
     """Optimiser steps of the process reward model."""
     shipped_rows: int = 3000
     """Shipped label rows mixed in; 0 trains on the labels made here alone."""
