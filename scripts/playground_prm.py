@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--labels", type=Path, default=Path("data/playground/labels.jsonl.gz"))
     parser.add_argument("--init", default="data/playground/policy-right")
-    parser.add_argument("--steps", type=int, default=1200, help="0: one pass over all rows")
+    parser.add_argument("--steps", type=int, default=1100, help="0: one pass over all rows")
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--lm-weight", type=float, default=0.0)
