@@ -160,21 +160,21 @@ def test_label_train_eval_search_report(
 ) -> None:
     labels, model = tmp_path / "labels", tmp_path / "prm"
     common = ("--policy", playground_policy, "--max-new-tokens", 192)
-    assert run("prm", "label", *common, "--problems", "playground:train:3", "--samples", 2, "--trials", 2,
+    assert run("prm", "label", *common, "--problems", "playground:train:4", "--samples", 4, "--trials", 2,
                "--out", labels) == 0  # fmt: skip
     rows = [json.loads(line) for line in (labels / "labels.jsonl").read_text().splitlines()]
     assert sorted((row["problem_id"], row["sample"]) for row in rows) == [
-        (f"train-0-{problem}", sample) for problem in range(3) for sample in range(2)
+        (f"train-0-{problem}", sample) for problem in range(4) for sample in range(4)
     ]
     assert all(trials == 2 for row in rows for trials in row["trials"])
     # a finished run resumed adds nothing; its own config.yaml makes the same labels again
     before = (labels / "labels.jsonl").read_bytes()
-    assert run("prm", "label", *common, "--problems", "playground:train:3", "--samples", 2, "--trials", 2,
+    assert run("prm", "label", *common, "--problems", "playground:train:4", "--samples", 4, "--trials", 2,
                "--out", labels, "--resume") == 0  # fmt: skip
     assert (labels / "labels.jsonl").read_bytes() == before
     assert run("prm", "label", "--config", labels / "config.yaml", "--out", tmp_path / "again") == 0
     assert (tmp_path / "again" / "labels.jsonl").read_bytes() == before
-    assert run("prm", "label", *common, "--problems", "playground:train:3", "--samples", 2, "--trials", 3,
+    assert run("prm", "label", *common, "--problems", "playground:train:4", "--samples", 4, "--trials", 3,
                "--out", labels, "--resume") == 2  # fmt: skip
     assert "trials=2, not 3" in capsys.readouterr().err
 
