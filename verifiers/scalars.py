@@ -94,7 +94,7 @@ def compare_values(response: Node, reference: Node, policy: EqualityPolicy) -> F
     except Undefined as error:
         return no("undefined", f"an expression without a value: {error}")
     except (NoValue, TooLarge):
-        pass
+        pass  # not a rational within the budget: the later stages decide
     if not names:
         return _closed(response, reference, policy)
     finding = _rational(response, reference, names)
