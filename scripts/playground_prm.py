@@ -5,7 +5,8 @@
 It starts from the policy's phase-1 checkpoint (the one that makes few slips), keeps that fixed, and trains two
 decoder layers on top: the first learns, helped by the surprisal loss, to see which tokens the model under it
 did not expect, the second to turn that into P(a right answer is still reached). Within a run each label row is
-read at most once: going over few rows again and again only overfits. Settings and provenance are in prm/rewardkit.json, steps
+read at most once: going over few rows again and again only overfits. Settings and provenance are in
+prm/rewardkit.json, steps
 and seconds in prm/training.json.
 """
 
