@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 
-from verifiers.checkpoints import load_tokenizer, loading
+from verifiers.checkpoints import load_tokenizer, loading, refuse_missing
 from verifiers.core import Prompt, Response, Step
 from verifiers.errors import DataError, ModelError
-from verifiers.steps import BLANK_LINE, encode_prompt, response_ids, separator_ids, token_steps
+from verifiers.steps import BLANK_LINE, encode_prompt, response_ids, separator_ids, token_steps, without_end
 
 CARD = "rewardkit.json"
 
@@ -74,9 +74,7 @@ class StepInput:
 def encode_steps(tokenizer: Any, prompt: Prompt, response: Response, *, separator: str = BLANK_LINE) -> StepInput:
     """The ids of prompt and response with the position of every step's last token."""
     prompt_ids = encode_prompt(tokenizer, prompt)
-    ids = response_ids(tokenizer, response)
-    if ids and ids[-1] == tokenizer.eos_token_id:
-        ids = ids[:-1]
+    ids = tuple(without_end(tokenizer, response_ids(tokenizer, response)))
     steps = token_steps(tokenizer, response, ids, separator=separator)
     # A response that was cut behind a separator (a prefix in search, a token budget) is closed already.
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -140,7 +138,8 @@ def load_backbone(path: str | Path, *, dtype: str = "auto", device: str | None =
     if config.num_labels != 2:
         raise ModelError(f"{path} has {config.num_labels} labels a token; a process reward model has 2")
     with loading(path, "a process reward model (token classification)"):
-        model = AutoModelForTokenClassification.from_pretrained(path, dtype=dtype)
+        model, report = AutoModelForTokenClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    refuse_missing(path, "a process reward model", report["missing_keys"])
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model.eval(), tokenizer, ModelCard.load(path)
 
@@ -158,7 +157,9 @@ def start_from(path: str | Path, *, seed: int = 0) -> tuple[Any, Any, Any]:
     torch.manual_seed(seed)
     with loading(path, "a language model"):
         config = AutoConfig.from_pretrained(path)
-        model = AutoModelForTokenClassification.from_pretrained(path, num_labels=2, dtype=torch.float32)
+        model, report = AutoModelForTokenClassification.from_pretrained(
+            path, num_labels=2, dtype=torch.float32, output_loading_info=True
+        )
         if config.tie_word_embeddings:
             lm_head: Any = torch.nn.Linear(1, 1, bias=False)
             lm_head.weight = model.get_input_embeddings().weight
@@ -166,6 +167,9 @@ def start_from(path: str | Path, *, seed: int = 0) -> tuple[Any, Any, Any]:
             lm_head = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).get_output_embeddings()
         else:
             lm_head = None
+    # A language model brings no head; everything below it must come from the checkpoint.
+    below = f"{model.base_model_prefix}."
+    refuse_missing(path, "a model to start from", (name for name in report["missing_keys"] if name.startswith(below)))
     model.config.id2label = {0: "bad", 1: "good"}
     model.config.label2id = {"bad": 0, "good": 1}
     return model, tokenizer, lm_head

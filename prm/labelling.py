@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from prm.formats import StepRow
 from verifiers.core import (
@@ -30,6 +30,7 @@ from verifiers.core import (
     Sampling,
     Scorer,
     Step,
+    StopReason,
     Verdict,
     derive_seed,
 )
@@ -153,14 +154,19 @@ def _finish(engine: Engine, item: _Work, step: int, new_ids: tuple[int, ...], re
     )
 
 
-def _judge_all(
-    work: list[_Work], rollouts: list[list[list[Response]]], verifier: Scorer
-) -> dict[tuple[str, str], Verdict]:
-    """Verdicts by (problem id, text); every distinct text is judged once."""
-    asked: dict[tuple[str, str], tuple[Problem, Response]] = {}
+_Asked: TypeAlias = tuple[str, str, StopReason]
+
+
+def _asked(problem: Problem, response: Response) -> _Asked:
+    return problem.id, response.text, response.stop_reason
+
+
+def _judge_all(work: list[_Work], rollouts: list[list[list[Response]]], verifier: Scorer) -> dict[_Asked, Verdict]:
+    """Verdicts by what a verifier may look at; every distinct response is judged once."""
+    asked: dict[_Asked, tuple[Problem, Response]] = {}
     for item, steps in zip(work, rollouts, strict=True):
         for response in [item.response, *(r for trials in steps for r in trials)]:
-            asked.setdefault((item.problem.id, response.text), (item.problem, response))
+            asked.setdefault(_asked(item.problem, response), (item.problem, response))
     pairs = list(asked.values())
     found = verifier.judge([p for p, _ in pairs], [r for _, r in pairs])
     return dict(zip(asked, found, strict=True))
@@ -169,7 +175,7 @@ def _judge_all(
 def _rows(
     item: _Work,
     rollouts: list[list[Response]],
-    verdicts: dict[tuple[str, str], Verdict],
+    verdicts: dict[_Asked, Verdict],
     engine: Engine,
     config: LabelConfig,
     provenance: dict[str, Any],
@@ -179,7 +185,7 @@ def _rows(
     successes, undecided = [], []
     finished = [item.response] * config.trials
     for trials in [*rollouts, finished]:
-        outcomes = [verdicts[item.problem.id, response.text].outcome for response in trials]
+        outcomes = [verdicts[_asked(item.problem, response)].outcome for response in trials]
         successes.append(outcomes.count(Outcome.CORRECT))
         undecided.append(outcomes.count(Outcome.UNDECIDED))
     rows = [
@@ -208,12 +214,12 @@ def _rollout_row(
     item: _Work,
     step: int,
     response: Response,
-    verdicts: dict[tuple[str, str], Verdict],
+    verdicts: dict[_Asked, Verdict],
     engine: Engine,
     provenance: dict[str, Any],
 ) -> StepRow | None:
     """A roll-out as a row: one trial for every step it added; None when it says nothing new."""
-    outcome = verdicts[item.problem.id, response.text].outcome
+    outcome = verdicts[_asked(item.problem, response)].outcome
     steps = tuple(token_steps(engine.tokenizer, response, response.token_ids))
     added = len(steps) - (step + 1)
     if added < 1 or outcome is Outcome.UNDECIDED:

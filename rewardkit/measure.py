@@ -21,7 +21,7 @@ from prm.evaluate import (
 )
 from prm.model import ProcessModel
 from rewardkit.step_truth import judge_steps
-from search.curves import Curve, accuracy_curves, compare, with_controls
+from search.curves import Curve, accuracy_curves, compare, decided, with_controls
 from search.estimators import Estimate
 from search.ledger import Ledger
 from search.strategies.best_of_n import Pool, draw, judge
@@ -113,6 +113,14 @@ def step_figures(rows: Sequence[ScoredSteps]) -> dict[str, Any]:
     }
 
 
+def step_results(pools: Sequence[Pool]) -> dict[str, Any]:
+    """`steps` for results.json, or the sentence that says why there are none (too few steps to compare)."""
+    try:
+        return {"steps": step_figures(scored_steps(pools))}
+    except DataError as error:
+        return {"summary": [f"Step figures are left out: {error}"]}
+
+
 def curve_figures(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """Curves, JSON-ready."""
     return [
@@ -132,6 +140,14 @@ def comparison(curves: Sequence[Curve], first: str, second: str) -> dict[str, An
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:
     return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "problems": estimate.n}
+
+
+def left_out(pools: Sequence[Pool]) -> list[str]:
+    """A sentence on the problems that no accuracy counts, if there are any."""
+    count = len(pools) - len(decided(pools))
+    return (
+        [f"{count} of {len(pools)} problems are left out of all accuracies: a verdict is undecided."] if count else []
+    )
 
 
 def curves_of(pools: Sequence[Pool], *, seed: int = 0) -> list[Curve]:

@@ -24,7 +24,7 @@ from search.estimators import (
     weighted_at,
 )
 from search.strategies.best_of_n import Pool
-from verifiers.core import derive_seed
+from verifiers.core import Outcome, derive_seed
 from verifiers.errors import ConfigError
 
 
@@ -54,17 +54,25 @@ def with_controls(pools: Sequence[Pool], *, seed: int = 0) -> list[Pool]:
     ]
 
 
+def decided(pools: Sequence[Pool]) -> list[Pool]:
+    """The pools without an undecided verdict; what is undecided is neither right nor wrong."""
+    return [pool for pool in pools if all(verdict.outcome is not Outcome.UNDECIDED for verdict in pool.verdicts)]
+
+
 def sizes(total: int) -> list[int]:
     """1, 2, 4, ... and the total itself."""
     return sorted({2**k for k in range(total.bit_length()) if 2**k <= total} | {total})
 
 
 def accuracy_curves(pools: Sequence[Pool], *, seed: int = 0) -> list[Curve]:
-    """All rules' curves over judged pools of equal size."""
+    """All rules' curves over judged pools of equal size; problems with an undecided verdict are left out."""
     if not pools:
         raise ConfigError("there must be at least one pool; got none")
     if any(not pool.verdicts for pool in pools):
         raise ConfigError("pools must be judged before accuracy is measured; call judge() first")
+    pools = decided(pools)
+    if not pools:
+        raise ConfigError("every problem has an undecided verdict, so no accuracy can be measured; read their reasons")
     totals = {len(pool.responses) for pool in pools}
     if len(totals) != 1:
         raise ConfigError(f"pools must be of one size; got {sorted(totals)}")

@@ -66,6 +66,32 @@ def test_text_and_token_paths_agree(tiny_tokenizer: Any) -> None:
     assert encode_steps(tiny_tokenizer, PROMPT, cut) == by_text
 
 
+def test_another_special_token_ends_a_response_too(tiny_tokenizer: Any) -> None:
+    other = next(n for n in tiny_tokenizer.all_special_ids if n != tiny_tokenizer.eos_token_id)
+    text = "\n\n".join(STEPS)
+    plain = encode_steps(tiny_tokenizer, PROMPT, Response(problem_id="", text=text))
+    ended = Response(problem_id="", text=text, token_ids=(*ids_of(tiny_tokenizer, text), other))
+    assert encode_steps(tiny_tokenizer, PROMPT, ended) == plain
+
+
+def test_missing_weights_are_refused(tiny_policy: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model, tokenizer, _ = start_from(tiny_policy)
+    for folder, drop, load in (
+        ("headless", "score.weight", load_backbone),
+        ("bottomless", "model.layers.0.mlp.up_proj.weight", load_backbone),
+        ("bottomless", "model.layers.0.mlp.up_proj.weight", start_from),
+    ):
+        model.save_pretrained(tmp_path / folder)
+        tokenizer.save_pretrained(tmp_path / folder)
+        weights = load_file(tmp_path / folder / "model.safetensors")
+        del weights[drop]
+        save_file(weights, tmp_path / folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=f"lacks 1 of the weights its config.json asks for, {drop} first"):
+            load(tmp_path / folder)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_prefix_is_closed_once(tiny_tokenizer: Any, count: int) -> None:
     """The ids of a prefix that ends with its separator are those of the whole response up to there."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from search.curves import Curve, accuracy_curves, compare, sizes, with_controls
+from rewardkit.measure import left_out
+from search.curves import Curve, accuracy_curves, compare, decided, sizes, with_controls
 from search.estimators import best_of, bootstrap, majority_at, paired_difference, pass_at, weighted_at
 from search.strategies.best_of_n import Pool
 from verifiers.core import Problem, Response, Verdict
@@ -33,7 +34,7 @@ def some_pools(count: int = 40, total: int = 6) -> list[Pool]:
     rng = np.random.default_rng(3)
     made = []
     for number in range(count):
-        answers = [rng.choice(["a", "a", "b", "c", None, "?"]) for _ in range(total)]
+        answers = [rng.choice(["a", "a", "b", "c", None, None]) for _ in range(total)]
         scores = [0.6 * (a == "a") + rng.random() for a in answers]
         made.append(pool(f"p{number}", answers, "a", scores))
     return made
@@ -79,6 +80,20 @@ def test_every_point_is_the_mean_of_its_estimator() -> None:
         for curve in curves.values():
             assert curve.points[n].mean <= curves["any (pass@n)"].points[n].mean + 1e-12
             assert curve.points[n].n == 40
+
+
+def test_problems_with_an_undecided_verdict_are_left_out() -> None:
+    right, wrong, open_ = pool("x", ["a", "b"], "a"), pool("y", ["b", "b"], "a"), pool("z", ["a", "?"], "a")
+    with_it, without = accuracy_curves([right, wrong, open_]), accuracy_curves([right, wrong])
+    assert with_it == without
+    assert named(with_it)["first"].points[1].mean == 0.25 and named(with_it)["first"].points[1].n == 2
+    assert decided([right, wrong, open_]) == [right, wrong]
+    assert left_out([right, wrong, open_]) == [
+        "1 of 3 problems are left out of all accuracies: a verdict is undecided."
+    ]
+    assert left_out([right, wrong]) == []
+    with pytest.raises(ConfigError, match="every problem has an undecided verdict"):
+        accuracy_curves([open_])
 
 
 def test_a_useful_score_beats_noise_and_noise_is_the_first() -> None:

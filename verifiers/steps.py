@@ -90,9 +90,7 @@ def token_steps(
     space behind a separator opens the next one (" Then" is one token of the step it names). Spans tile [0, T)
     without the end-of-sequence token.
     """
-    ids = list(token_ids)
-    if ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
+    ids = list(without_end(tokenizer, token_ids))
     text = _decode(tokenizer, ids)
     steps = split_steps(text, separator=separator)
     ends = token_offsets(tokenizer, ids, text)
@@ -111,6 +109,12 @@ def token_steps(
         Step(text=step.text, start=step.start, end=step.end, token_start=edges[n], token_end=edges[n + 1])
         for n, step in enumerate(steps)
     ]
+
+
+def without_end(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Sequence[int]:
+    """The ids without an end mark: the end-of-sequence token, or another special one (chat models have several)."""
+    ends = {tokenizer.eos_token_id, *getattr(tokenizer, "all_special_ids", ())}
+    return token_ids[:-1] if token_ids and token_ids[-1] in ends else token_ids
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:

@@ -179,13 +179,13 @@ def evaluate(job: EvalJob) -> int:
             curve_figures,
             curves_of,
             sample_rows,
-            scored_steps,
+            step_results,
         )
 
         searched, engine = _playground_pools(job, model)
         curves = curves_of(searched.pools, seed=job.seed)
         results |= {
-            "steps": step_figures(scored_steps(searched.pools)),
+            **step_results(searched.pools),
             "curves": curve_figures(curves),
             "comparisons": [comparison(curves, "weighted by PRM min", "majority")],
             "costs": cost_figures(
@@ -200,7 +200,7 @@ def evaluate(job: EvalJob) -> int:
         run.write_json("results.json", results)
         if samples:
             run.append("samples.jsonl", *samples)
-        print(json.dumps(results["steps"], indent=1))
+        print(json.dumps({key: results[key] for key in ("steps", "summary") if key in results}, indent=1))
         print(f"report in {write_report(run.path)}")
     return 0
 

@@ -72,6 +72,7 @@ def _pipeline(job: QuickstartJob, run: Any) -> list[dict[str, Any]]:
         cost_figures,
         curve_figures,
         curves_of,
+        left_out,
         run_search,
         sample_rows,
         scored_steps,
@@ -137,6 +138,7 @@ def _pipeline(job: QuickstartJob, run: Any) -> list[dict[str, Any]]:
             f"A process reward model chose among {job.n} answers to each of {job.problems} word problems that no "
             "training saw. It was shipped with RewardKit (trained by scripts/playground_prm.py on shipped labels) "
             f"and went on here for {job.train_steps} steps on labels made in this run and a part of the shipped ones.",
+            *left_out(searched.pools),
         ],
         "facts": {"temperature": playground.TEMPERATURE, **trained},
         "curves": curve_figures(curves),

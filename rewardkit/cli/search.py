@@ -8,7 +8,7 @@ from typing import Any
 
 from cyclopts import Parameter
 
-from verifiers.errors import ConfigError, DataError
+from verifiers.errors import ConfigError
 
 
 @Parameter(name="*")
@@ -100,15 +100,16 @@ def write_search(
         cost_figures,
         curve_figures,
         curves_of,
+        left_out,
         sample_rows,
-        scored_steps,
-        step_figures,
+        step_results,
     )
     from rewardkit.report import write_report
 
     curves = curves_of(searched.pools, seed=seed)
     results: dict[str, Any] = {
         "title": "Best-of-N",
+        "summary": left_out(searched.pools),
         "facts": facts,
         "curves": curve_figures(curves),
         "costs": cost_figures(
@@ -124,10 +125,8 @@ def write_search(
             comparison(curves, "best by PRM min", "best by random"),
         ]
         if all("program" in pool.problem.metadata for pool in searched.pools):
-            try:
-                results["steps"] = step_figures(scored_steps(searched.pools))
-            except DataError as error:  # too few responses to compare steps; the search itself is fine
-                results["summary"] = [f"Step figures are left out: {error}"]
+            found = step_results(searched.pools)
+            results |= {**found, "summary": [*results["summary"], *found.get("summary", [])]}
     run.write_json("results.json", results)
     run.append("samples.jsonl", *sample_rows(searched.pools))
     print_curves(results)
@@ -143,6 +142,8 @@ def print_curves(results: dict[str, Any]) -> None:
             f"  {curve['rule']:26} N={point['n']:<3} {point['mean']:.3f} "
             f"[{point['low']:.3f}, {point['high']:.3f}]  n={point['problems']}"
         )
+    for sentence in results.get("summary", ()):
+        print(f"  {sentence}")
     for row in results.get("comparisons", ()):
         print(
             f"  {row['first']} - {row['second']}: {row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (paired)"
