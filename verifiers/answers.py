@@ -20,75 +20,40 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 
-from verifiers.errors import ConfigError
+from verifiers.boxes import DEFAULT_POLICY, AnswerPolicy, FoundAnswer, boxed, is_box, make_answer, trim
+
+__all__ = ["AnswerPolicy", "FoundAnswer", "extract_answer", "find_answer", "find_choice", "is_prose"]
 
 MAX_PHRASES = 16
 """How many of the last "the answer is" are looked at; those that say nothing are passed over."""
-BOX_CHOICES = ("last", "first", "only")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerPolicy:
-    """Which of the possible readings of a response is taken."""
-
-    boxes: str = "last"
-    """Which of several boxes counts: "last", "first", or "only" (several different ones: no answer)."""
-    join_boxes: bool = True
-    """Boxes joined by nothing but "and", "or" or commas are one list: `\\boxed{1}, \\boxed{2}` is `1, 2`."""
-    unclosed_box: bool = False
-    """Accept a last box whose brace is never closed (a response that was cut off)."""
-    require_box: bool = False
-    """Look for a box only."""
-    unfinished_thinking: bool = False
-    """Judge the text of a `<think>` that is never closed; otherwise it has no answer."""
-    last_number: bool = True
-    """Fall back to the last number of the text."""
-    choices: str = "ABCDEFGHIJ"
-    """The letters that count as choices; empty turns the rule off."""
-
-    def __post_init__(self) -> None:
-        if self.boxes not in BOX_CHOICES:
-            raise ConfigError(f"AnswerPolicy.boxes must be one of {BOX_CHOICES}; got {self.boxes!r}")
-        if not all(letter.isascii() and letter.isupper() for letter in self.choices):
-            raise ConfigError(f"AnswerPolicy.choices must be capital letters A-Z; got {self.choices!r}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FoundAnswer:
-    """An answer, the rule that found it, and where it stands: characters [start, end) of the response."""
-
-    text: str
-    rule: str
-    start: int
-    end: int
-
-
-DEFAULT_POLICY = AnswerPolicy()
-
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\b[ \t]{0,8}|(?<![\\a-zA-Z])(?:boxed|oxed)(?=\{)")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_JOINER = re.compile(r"(?:[\s$,;.&~]|\\[,;:!()\[\] ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or|\*\*)*")
 _HASHES = re.compile(r"####[ \t:]*")
 _PHRASE = re.compile(
     r"(?:^|\n)[ \t>*_#]{0,12}A:[ \t*]*"
     r"|\b(?:answer|result)[ \t]{0,8}(?:\*\*)?[ \t]{0,8}(?::|\bis\b|=)[ \t:*]*"
-    r"|\banswer[ \t]+(?=\$|\\\(|\\\[)",
+    r"|\banswer[ \t]+(?=\$|\\\(|\\\[)"
+    r"|(?:答案|答え|답|\b(?:réponse|respuesta|resposta|antwort|risposta|lösung|ответ))[ \t]*"
+    r"(?:是|为|は|은|est\b|es\b|é\b|è\b|ist\b|[:：=])[ \t:：*]*",
     re.IGNORECASE,
 )
 _DELIMITERS = (("\\[", "\\]"), ("\\(", "\\)"), ("$$", "$$"), ("$", "$"))
 _SENTENCE_END = re.compile(
-    r"[.!?](?=\s|$|\*)|,\s(?=\s?[a-z]{2})"
+    r"[.!?](?=\s|$|\*)|。|,\s(?=\s?[a-z]{2})"
     r"|(?<=\s)(?:because|since|which|where|so|therefore|thus|hence|as|when|if|but|not)\b"
 )
 _END_TOKENS = re.compile(r"<\|[a-z_]{2,20}\|>|</s>|</?answer>")
 _NUMBER = re.compile(
-    r"(?<![\w.^])(?:[-−+](?=[\d.$]))?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))"
+    r"(?<![a-zA-Z0-9_.^])(?:[-−+](?=[\d.$]))?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?"
+    r"(?:\.\d+|(?<=\d),\d{1,2}(?![\d,])|(?<=\d))"
     r"(?:/\d+(?:\.\d+)?)?%?"
 )
-_PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z']{2,}[ \t]+[a-zA-Z']+[ \t]+[a-zA-Z'(]+")
+_WORD = r"[^\W\d_]"
+_PROSE = re.compile(
+    rf"(?<![\\{{])(?<!{_WORD})(?:{_WORD}|'){{2,}}[ \t]+(?:{_WORD}|')+[ \t]+(?:{_WORD}|['(])+"
+    r"|[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]{4,}"
+)
+_FINAL = re.compile(r"final answer(?: is)?[ \t]*:?[ \t*]*(?=\$|\\[(\[]|[-+]?\d)", re.IGNORECASE)
 
 
 def extract_answer(response: str, *, policy: AnswerPolicy | None = None) -> str | None:
@@ -103,9 +68,9 @@ def find_answer(response: str, *, policy: AnswerPolicy | None = None) -> FoundAn
     start = _after_thinking(response, policy)
     if start is None:
         return None
-    found, several = _boxed(response, start, policy)
+    found, several = boxed(response, start, policy)
     if found or several:
-        return found
+        return (found and policy.boxes == "last" and _restated(response, found.end)) or found
     if policy.require_box:
         return None
     text = _END_TOKENS.sub(lambda match: " " * len(match.group()), response)
@@ -114,6 +79,29 @@ def find_answer(response: str, *, policy: AnswerPolicy | None = None) -> FoundAn
     if found := _whole(text, start):
         return found
     return _inside(text, start, len(text), policy)
+
+
+def find_choice(response: str, *, policy: AnswerPolicy | None = None) -> FoundAnswer | None:
+    """The letter that a response chooses, for questions whose reference is a letter; None where it names none."""
+    policy = policy or DEFAULT_POLICY
+    start = _after_thinking(response, policy)
+    return None if start is None or not policy.choices else _choice(response, start, len(response), policy.choices)
+
+
+def is_prose(text: str) -> bool:
+    """Whether a text holds three words in a row (or four characters of a script without spaces)."""
+    return _PROSE.search(text) is not None
+
+
+def _restated(text: str, start: int) -> FoundAnswer | None:
+    """A "final answer is" with mathematics behind the last box; it is what the response ends on."""
+    last = None
+    for match in _FINAL.finditer(text, start):
+        last = match
+    if last is None:
+        return None
+    end = text.find("\n", last.end())
+    return _sentence(text, "phrase", last.end(), len(text) if end < 0 else end)
 
 
 def _reduce(text: str, found: FoundAnswer, policy: AnswerPolicy) -> FoundAnswer:
@@ -139,84 +127,6 @@ def _after_thinking(text: str, policy: AnswerPolicy) -> int | None:
     return start
 
 
-def _trim(text: str, start: int, end: int) -> tuple[int, int]:
-    while start < end and text[start].isspace():
-        start += 1
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    return start, end
-
-
-def _found(text: str, rule: str, start: int, end: int) -> FoundAnswer | None:
-    start, end = _trim(text, start, end)
-    return FoundAnswer(text=text[start:end], rule=rule, start=start, end=end) if start < end else None
-
-
-def _pairs(text: str, start: int) -> dict[int, int]:
-    """Where each opening brace is closed, in one pass; braces that never close are absent."""
-    partner: dict[int, int] = {}
-    stack: list[int] = []
-    for match in _BRACE.finditer(text, start):
-        if match.group() == "{":
-            stack.append(match.start())
-        elif match.group() == "}" and stack:
-            partner[stack.pop()] = match.start()
-    return partner
-
-
-def _boxed(text: str, start: int, policy: AnswerPolicy) -> tuple[FoundAnswer | None, bool]:
-    """The boxed answer, and whether there were boxes that contradict each other."""
-    openings = [match.end() for match in _BOX.finditer(text, start)]
-    if not openings:
-        return None, False
-    partner = _pairs(text, start)
-    spans: list[tuple[int, int]] = []
-    covered = start
-    unclosed: tuple[int, int] | None = None
-    for opening in openings:
-        if opening < covered or opening >= len(text):
-            continue
-        if text[opening] != "{":  # \boxed 5
-            end = opening
-            while end < len(text) and not text[end].isspace() and text[end] not in "$.,;\\{":
-                end += 1
-            spans.extend([(opening, end)] if end > opening else [])
-        elif opening in partner:
-            spans.append((opening + 1, partner[opening]))
-            covered = partner[opening]
-        elif unclosed is None:
-            unclosed = (opening + 1, len(text))
-    filled = [_unwrap(text, span, partner) for span in spans]
-    filled = [span for span in filled if span[0] < span[1]]
-    if not filled:
-        return (_found(text, "boxed", *unclosed) if unclosed and policy.unclosed_box else None), False
-    groups: list[list[tuple[int, int]]] = [[filled[0]]]
-    for before, after in pairwise(filled):
-        gap = text[before[1] : after[0]].lstrip("}")
-        gap = gap[: gap.rfind("\\")] if "\\" in gap else gap
-        joined = policy.join_boxes and len(gap) < 80 and _JOINER.fullmatch(gap)
-        if joined and re.search(r"and|or|[,;]", gap):
-            groups[-1].append(after)
-        else:
-            groups.append([after])
-    if policy.boxes == "only" and len({tuple(text[a:b] for a, b in group) for group in groups}) > 1:
-        return None, True
-    group = groups[0] if policy.boxes == "first" else groups[-1]
-    joined_text = ", ".join(text[a:b] for a, b in group)
-    return FoundAnswer(text=joined_text, rule="boxed", start=group[0][0], end=group[-1][1]), False
-
-
-def _unwrap(text: str, span: tuple[int, int], partner: dict[int, int]) -> tuple[int, int]:
-    """The content of a box without the boxes that fill it entirely."""
-    start, end = _trim(text, *span)
-    while match := _BOX.match(text, start, end):
-        inner = match.end()
-        if partner.get(inner, -1) != end - 1:
-            break
-        start, end = _trim(text, inner + 1, end - 1)
-    return start, end
-
-
 def _hashes(text: str, start: int) -> FoundAnswer | None:
     at = text.rfind("####")
     if at < start:
@@ -224,14 +134,14 @@ def _hashes(text: str, start: int) -> FoundAnswer | None:
     match = _HASHES.match(text, at)
     assert match is not None
     end = text.find("\n", match.end())
-    found = _found(text, "hashes", match.end(), len(text) if end < 0 else end)
+    found = make_answer(text, "hashes", match.end(), len(text) if end < 0 else end)
     return found and _sentence(text, "hashes", found.start, found.end)
 
 
 def _phrase(text: str, start: int) -> FoundAnswer | None:
     begins: deque[int] = deque((match.end() for match in _PHRASE.finditer(text, start)), maxlen=MAX_PHRASES)
     while begins:
-        begin = _trim(text, begins.pop(), len(text))[0]
+        begin = trim(text, begins.pop(), len(text))[0]
         end = text.find("\n", begin)
         if found := _sentence(text, "phrase", begin, len(text) if end < 0 else end):
             return found
@@ -244,37 +154,46 @@ def _sentence(text: str, rule: str, start: int, end: int) -> FoundAnswer | None:
         start += 1
     for opening, closing in _DELIMITERS:
         if text.startswith(opening, start):
-            stop = text.find(closing, start + len(opening))
+            stop = _closing(text, closing, start + len(opening))
             if stop >= 0 and text[start + len(opening) : stop].strip():
-                return _found(text, rule, start + len(opening), stop)
+                return make_answer(text, rule, start + len(opening), stop)
     if text.startswith("####", start):
         return _sentence(text, rule, start + 4, end)
     sentence = _SENTENCE_END.search(text, start, end)
     end = sentence.start() if sentence else end
     while end > start and text[end - 1] in "*_`.,; \t":
         end -= 1
-    return _found(text, rule, start, end)
+    return make_answer(text, rule, start, end)
+
+
+def _closing(text: str, mark: str, start: int) -> int:
+    """Where a delimiter closes; an escaped dollar is none."""
+    stop = text.find(mark, start)
+    while stop > 0 and mark[0] == "$" and text[stop - 1] == "\\":
+        stop = text.find(mark, stop + 1)
+    return stop
 
 
 def _whole(text: str, start: int) -> FoundAnswer | None:
     """The text itself where it is one short line (or one formula) without prose."""
-    found = _found(text, "whole", start, len(text))
-    if found is None or len(found.text) > 400 or _PROSE.search(found.text) or _BOX.search(found.text):
+    found = make_answer(text, "whole", start, len(text))
+    if found is None or len(found.text) > 400 or _PROSE.search(found.text) or is_box(found.text):
         return None
-    if re.search(r"[.!?;]\s+\S|(?<!\d)\.\s|\n\s*\n", found.text) or found.text.count("\n") > 12:
+    if re.search(r"(?<!\\)[.!?;]\s+\S|(?<!\d)\.\s|\n\s*\n", found.text) or found.text.count("\n") > 12:
         return None
     begin, end = found.start, found.end
-    while end > begin and text[end - 1] in ".*_` ":
+    marks = "*_` " if text[begin] in "*_" else "` "
+    while end > begin and text[end - 1] in "." + marks:
         end -= 1
-    while begin < end and text[begin] in "*_` ":
+    while begin < end and text[begin] in marks:
         begin += 1
-    return _found(text, "whole", begin, end)
+    return make_answer(text, "whole", begin, end)
 
 
 def _choice(text: str, start: int, end: int, letters: str) -> FoundAnswer | None:
     pattern = re.compile(
-        rf"\(([{letters}])\)|(?:^|\n)[ \t*_(\[]{{0,6}}([{letters}])(?=[ \t]*(?:[)\].:*_\n]|$)|[ \t]+[A-Z])"
-        rf"|\b(?:option|choice|it's|it is|is)[ \t]+\**\(?([{letters}])(?=[).*,\s]|$)"
+        rf"\(([{letters}])\)|(?:^|\n)[ \t*_(\[]{{0,6}}([{letters}])(?=[ \t]*(?:[)\].:*_\n]|$)|[ \t]+[A-Z]|,[ \t]+[a-z])"
+        rf"|\b(?:option|choice|it's|it is|is|est|es|ist)[ \t]+\**\(?([{letters}])(?=[).*,\s]|$)"
     )
     found = None
     for match in pattern.finditer(text, start, end):
@@ -284,6 +203,7 @@ def _choice(text: str, start: int, end: int, letters: str) -> FoundAnswer | None
 
 
 _SEGMENT = re.compile(r"\$\$|\\[\[(\])]|(?<!\\)\$")
+_STRIPPED = re.compile(r"[(\[][ \t]*([^()\[\]\n\\]*\\[a-zA-Z][^()\[\]\n]*)[)\]]")
 _CLOSES = {"$$": "$$", "$": "$", "\\[": "\\]", "\\(": "\\)"}
 
 
@@ -295,9 +215,17 @@ def _math(text: str, start: int, end: int) -> FoundAnswer | None:
         if opened is None:
             opened = mark if mark.group() in _CLOSES else None
         elif mark.group() == _CLOSES[opened.group()]:
-            last = _found(text, "math", opened.end(), mark.start()) or last
+            last = make_answer(text, "math", opened.end(), mark.start()) or last
             opened = None
-    return last
+    return last or _stripped(text, start, end)
+
+
+def _stripped(text: str, start: int, end: int) -> FoundAnswer | None:
+    r"""The last mathematics whose `\(...\)` has lost its backslashes."""
+    last = None
+    for match in _STRIPPED.finditer(text, start, end):
+        last = match
+    return last and make_answer(text, "math", last.start(1), last.end(1))
 
 
 def _last_number(text: str, start: int, end: int) -> FoundAnswer | None:
@@ -305,4 +233,4 @@ def _last_number(text: str, start: int, end: int) -> FoundAnswer | None:
     for match in _NUMBER.finditer(text, start, end):
         if match.group().strip("$+-"):
             last = match
-    return None if last is None else _found(text, "number", last.start(), last.end())
+    return None if last is None else make_answer(text, "number", last.start(), last.end())

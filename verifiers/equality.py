@@ -39,14 +39,18 @@ MAX_BRANCHES = 64
 
 # Not `A, B`: a second letter after the comma is another choice.
 _CHOICE = re.compile(r"\(([A-Ja-j])\).*|\[?([A-Ja-j])\]?(?:[:)].*|,(?!(?:and|or)?\(?[A-Ja-j](?![a-z])).*)?", re.DOTALL)
+_SEVERAL_CHOICES = re.compile(r"\(?[A-J](?:[,;\s]*(?:and)?[,;\s]*[A-J]){1,9}\)?")
 _LONE_CHOICE = re.compile(r"\(?([A-J])\)?")
 
 
 def math_equal(a: str, b: str, *, policy: EqualityPolicy | None = None) -> Verdict:
-    """Whether answer `a` equals the reference `b`, both bare answers (no search for one in a longer text)."""
-    from verifiers.maths import default_prover
+    """Whether answer `a` equals the reference `b`, both bare answers.
 
-    return judge_equal(read(a), read(b), policy or EqualityPolicy(), default_prover)
+    A sentence around an answer is no part of it: where one stands there, what it says is compared.
+    """
+    from verifiers.maths import default_verifier
+
+    return default_verifier(policy).compare(a, b)
 
 
 def judge_equal(answer: Parsed, reference: Parsed, policy: EqualityPolicy, prover: Prover) -> Verdict:
@@ -67,6 +71,9 @@ def _decide(answer: Parsed, reference: Parsed, policy: EqualityPolicy, prover: P
     if lone and given:
         same = (given.group(1) or given.group(2)).upper() == lone.group(1)
         return yes("choice", "the same choice") if same else no("choice", "another choice")
+    letters = [_choices(side.canonical) for side in (answer, reference)]
+    if letters[0] and letters[1] and not (answer.canonical.isalpha() and reference.canonical.isalpha()):
+        return yes("choice", "the same choices") if letters[0] == letters[1] else no("choice", "other choices")
     folded = answer.canonical.casefold() == reference.canonical.casefold()
     if folded and any(side.tree is None or has(side.tree, "text", "unit") for side in (answer, reference)):
         return yes("text", "the same text up to case")
@@ -77,7 +84,30 @@ def _decide(answer: Parsed, reference: Parsed, policy: EqualityPolicy, prover: P
     if answer.tree is None:
         kind = "answer_limit" if answer.limited else "answer_unparsable"
         return no(kind, f"the answer cannot be read: {answer.problem}")
-    return _Comparison(policy, prover).same(answer.tree, reference.tree, 0)
+    comparison = _Comparison(policy, prover)
+    finding = comparison.same(answer.tree, reference.tree, 0)
+    if finding.equal is False and policy.decimal_comma:
+        pairs = ((answer.with_comma, reference.tree), (answer.tree, reference.with_comma))
+        for one, two in pairs:
+            if one and two and not has(one, "list", "group") and not has(two, "list", "group"):
+                again = comparison.same(one, two, 0)
+                return again._replace(reason="equal with a decimal comma") if again.equal else finding
+    return finding
+
+
+def is_choice(answer: Parsed) -> bool:
+    """Whether an answer is the letter of one choice."""
+    return _LONE_CHOICE.fullmatch(answer.canonical) is not None
+
+
+def _choices(canonical: str) -> frozenset[str]:
+    """Several choices named by their letters, `ACD` or `A, C, D`; empty for anything else.
+
+    Two runs of letters (`ABC` and `ACB`) are not compared as choices: they may be names, whose order matters.
+    """
+    match = _SEVERAL_CHOICES.fullmatch(canonical)
+    letters = re.findall("[A-J]", canonical) if match else []
+    return frozenset(letters) if len(letters) == len(set(letters)) else frozenset()
 
 
 def _letters(text: str) -> str:
@@ -180,7 +210,7 @@ class _Comparison:
             a, b = labelled(one), labelled(two)
             if a and b and (len(one.args) > 2 or len(two.args) > 2 or not _plain(a[0]) or not _plain(b[0])):
                 alike = key(a[0]) == key(b[0]) or not (_plain(a[0]) and _plain(b[0]))
-                return self.chain(a[1], b[1][-1], depth) if alike else no("relation", "other names")
+                return self.chain(_stated(a[1]), b[1][-1], depth) if alike else no("relation", "other names")
             return compare_relations(one, two)
         relation, other = (one, two) if one.op == "rel" else (two, one)
         if policy.relations_as_intervals and operators(relation) == ["in"]:
@@ -193,15 +223,16 @@ class _Comparison:
         label = labelled(relation)
         if label is None and (len(symbols(relation)) > 0 or relation.args[0].op in ("list", "group")):
             return no("relation", "an equation against a value")
-        return self.chain(label[1] if label else list(relation.args), other, depth, swapped=relation is two)
+        values = _stated(label[1]) if label else list(relation.args)
+        return self.chain(values, other, depth, swapped=relation is two)
 
     def swap(self, mine: Node, other: Node, first: bool, depth: int) -> Finding:
         return self.same(mine, other, depth + 1) if first else self.same(other, mine, depth + 1)
 
     def chain(self, values: list[Node], other: Node, depth: int, *, swapped: bool = False) -> Finding:
-        """A value given as `a = b = c` equals `other` when every link does."""
-        findings = [self.swap(value, other, not swapped, depth) for value in values[-1:] + values[:-1]]
-        return _every(findings)
+        """A value given as `a = b = c` equals `other` when every link does; names on the way say nothing."""
+        told = [value for value in values[:-1] if not _plain(value)]
+        return _every([self.swap(value, other, not swapped, depth) for value in [values[-1], *told]])
 
     def collections(self, one: Node, two: Node, depth: int) -> Finding:
         for left, right in ((one, two), (two, one)):
@@ -317,6 +348,11 @@ def _unnamed(node: Node, other: Node) -> Node:
     """`P(3, 4)` as `(3, 4)` where the other side has no name."""
     named = node.op == "mul" and len(node.args) == 2 and node.args[0].op == "sym"
     return node.args[1] if named and node.args[1].op == "group" and other.op in ("group", "list") else node
+
+
+def _stated(values: list[Node]) -> list[Node]:
+    """Of a named value's chain what is stated: the last link and plain numbers; the rest is how it was computed."""
+    return [value for value in values[:-1] if value.op in ("num", "list", "group")] + values[-1:]
 
 
 def _plain(label: Node) -> bool:

@@ -15,9 +15,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from verifiers.answers import AnswerPolicy, find_answer
+from verifiers.answers import AnswerPolicy, find_answer, find_choice, is_prose
 from verifiers.core import Problem, Response, Verdict
-from verifiers.equality import EqualityPolicy, Parsed, judge_equal, read
+from verifiers.equality import EqualityPolicy, Parsed, is_choice, judge_equal, read
 from verifiers.errors import ConfigError
 from verifiers.sandbox import WorkerPool
 from verifiers.scalars import Finding, no, yes
@@ -47,18 +47,6 @@ class SymbolicProver:
         return yes("symbolic", "sympy proves it") if equal else no("symbolic", "sympy disproves it")
 
 
-_default: SymbolicProver | None = None
-_default_lock = threading.Lock()
-
-
-def default_prover(one: Node, two: Node) -> Finding:
-    """The prover behind `math_equal`: one worker, 2 s, 1 GiB, made when first needed."""
-    global _default
-    with _default_lock:
-        _default = _default or SymbolicProver()
-    return _default(one, two)
-
-
 class MathVerifier:
     """Judges responses to problems with one mathematical answer; a `Scorer`, safe to share among threads."""
 
@@ -85,9 +73,29 @@ class MathVerifier:
         if not reference.canonical:
             return Verdict.undecided("no answer found in the reference", kind="no_answer")
         found = find_answer(response, policy=self.answer_policy)
-        if found is None:
+        if found is not None:
+            verdict = self._judge(found.text, reference)
+            if verdict.score == 1.0 or found.rule in ("boxed", "choice") or not is_choice(reference):
+                return verdict
+        elif not is_choice(reference):
             return Verdict.incorrect("no answer found", kind="no_answer_in_response")
-        return judge_equal(read(found.text), reference, self.equality_policy, self._prover)
+        chosen = find_choice(response, policy=self.answer_policy)
+        if chosen is not None:
+            return self._judge(chosen.text, reference)
+        return verdict if found else Verdict.incorrect("no answer found", kind="no_answer_in_response")
+
+    def compare(self, answer: str, reference: str) -> Verdict:
+        """The verdict on a bare answer; where it stands in a sentence, on what the sentence says."""
+        known = self._reference(reference)
+        explicit = reference_text(answer)
+        verdict = self._judge(explicit, known)
+        if verdict.score != 1.0 and explicit == answer and (is_prose(answer) or verdict.kind == "answer_unparsable"):
+            again = self.verify(answer, reference)
+            return verdict if again.kind == "no_answer_in_response" else again
+        return verdict
+
+    def _judge(self, answer: str, reference: Parsed) -> Verdict:
+        return judge_equal(read(answer), reference, self.equality_policy, self._prover)
 
     def verify_batch(self, responses: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict a response, in order; with several workers their sympy runs side by side."""
@@ -140,6 +148,17 @@ class MathVerifier:
         self.__dict__.update(state)
         self._references = OrderedDict()
         self._lock = threading.Lock()
+
+
+_defaults: dict[EqualityPolicy, MathVerifier] = {}
+_defaults_lock = threading.Lock()
+
+
+def default_verifier(policy: EqualityPolicy | None = None) -> MathVerifier:
+    """The verifier behind `math_equal`: one worker, 2 s, 1 GiB; one a policy, made when first needed."""
+    policy = policy or EqualityPolicy()
+    with _defaults_lock:
+        return _defaults.setdefault(policy, MathVerifier(equality_policy=policy))
 
 
 def reference_text(answer: str) -> str:

@@ -20,6 +20,7 @@ _WRAPPERS = re.compile(
 _WORDS_IN_BRACES = re.compile(r"\{(\s*\(?[A-Za-z][A-Za-z .]*\)?)\}")
 _SPACE = re.compile(r"\s+|\\[, ]")
 _LOOSE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
+_DECIMAL_COMMA = re.compile(r"([^,]*?)(?<![\d.])(\d{1,3}(?:\.\d{3})+|\d+)(?:,|\{,\})(\d+)(?![\d.])([^,]*)", re.DOTALL)
 _ABBREVIATION = re.compile(r"(?<=[A-Za-z])\.")
 
 
@@ -32,6 +33,8 @@ class Parsed:
     tree: Node | None
     problem: str = ""
     limited: bool = False
+    with_comma: Node | None = None
+    """The tree when the only comma is read as a decimal point (`2,74`), where it cannot separate thousands."""
 
 
 def canonical_text(text: str) -> str:
@@ -44,11 +47,24 @@ def canonical_text(text: str) -> str:
     return _ABBREVIATION.sub("", plain).rstrip(".").rstrip("\\")
 
 
+def _with_comma(text: str) -> Node | None:
+    match = _DECIMAL_COMMA.fullmatch(respell(text)) if "," in text else None
+    if match is None:
+        return None
+    before, whole, part, after = match.groups()
+    if len(part) == 3 and "." not in whole and not whole.startswith("0") and len(whole) <= 3:
+        return None  # 1,234 has a thousands separator
+    try:
+        return parse(f"{before}{whole.replace('.', '')}.{part}{after}")
+    except UnparsableError:
+        return None
+
+
 def read(text: str) -> Parsed:
     """An answer parsed once, for use in any number of comparisons; never raises on any text."""
     canonical = canonical_text(text)
     try:
-        return Parsed(text, canonical, parse(text))
+        return Parsed(text, canonical, parse(text), with_comma=_with_comma(text))
     except LimitError as error:
         return Parsed(text, canonical, None, str(error), limited=True)
     except UnparsableError as error:

@@ -35,6 +35,8 @@ def is_label(node: Node) -> bool:
         return True
     if node.op == "mul":
         first, rest = node.args[0], node.args[1:]
+        if first.op == "text" and all(arg.op in ("sym", "const", "text") for arg in rest):
+            return True  # a few words before a name, short ones read as letters
         return first.op in ("sym", "text") and len(rest) == 1 and rest[0].op in ("sym", "num", "group")
     if node.op == "unit":
         return is_label(node.args[0])

@@ -47,6 +47,8 @@ class EqualityPolicy:
     """A bare list matches a tuple of the same items in the same order."""
     relations_as_intervals: bool = True
     """`x > 3` matches `(3, oo)`, and `x in S` matches `S`."""
+    decimal_comma: bool = True
+    """`2,74` matches 2.74, where the comma cannot separate thousands and the other side is no list."""
     drop_labels: bool = True
     """`x = 5` matches `5`, and `f(x) = x^2` matches `x^2`."""
     symbolic: bool = True

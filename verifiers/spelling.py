@@ -4,7 +4,7 @@
 Minus signs and dashes, full-width and other decimal digits, superscripts and subscripts (a run becomes one
 braced exponent), vulgar fractions, radicals, relation and set signs, Greek letters, quotes. Characters of
 zero width vanish. A doubled backslash before a known command, as left by one JSON encoding too many, becomes
-a single one.
+a single one. Markdown's bold marks vanish where they cannot be powers.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ _DOUBLED = re.compile(
     r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|boxed|left|right|text|mbox|leq?|geq?|pi|infty|cdot|times|begin|end|pm"
     r"|cup|in|sin|cos|tan|ln|log|ldots|mathrm)(?![a-zA-Z]))"
 )
+_BOLD = re.compile(r"(?<![\w)\]}*])\*\*([^*\n]+)\*\*(?!\*)")
 _ZERO_WIDTH = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad\x00]")
 _ASCII = re.compile(r"[\x00-\x7f]*\Z")
 
 
 def respell(text: str) -> str:
     """Unicode notation in its ASCII or LaTeX spelling; doubled backslashes before a command made single."""
+    if "**" in text:
+        text = _BOLD.sub(r"\1", text)
     if "\\\\" in text:
         text = _DOUBLED.sub(r"\\", text)
     if _ASCII.match(text):

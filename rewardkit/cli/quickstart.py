@@ -154,6 +154,8 @@ def _pipeline(job: QuickstartJob, run: Any) -> list[dict[str, Any]]:
     run.write_json("results.json", results)
     run.append("samples.jsonl", *sample_rows(searched.pools))
     print_curves(results)
+    for sentence in left_out(searched.pools):
+        print(f"  {sentence}")
     print(
         f"  step AUC within a problem at the same step: {steps['auc_within']['auc']:.3f} "
         f"[{steps['auc_within']['low']:.3f}, {steps['auc_within']['high']:.3f}]; of first errors: "

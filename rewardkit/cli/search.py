@@ -130,6 +130,8 @@ def write_search(
     run.write_json("results.json", results)
     run.append("samples.jsonl", *sample_rows(searched.pools))
     print_curves(results)
+    for sentence in results["summary"]:
+        print(f"  {sentence}")
     print(f"report in {write_report(run.path)}")
     return results
 
@@ -142,8 +144,6 @@ def print_curves(results: dict[str, Any]) -> None:
             f"  {curve['rule']:26} N={point['n']:<3} {point['mean']:.3f} "
             f"[{point['low']:.3f}, {point['high']:.3f}]  n={point['problems']}"
         )
-    for sentence in results.get("summary", ()):
-        print(f"  {sentence}")
     for row in results.get("comparisons", ()):
         print(
             f"  {row['first']} - {row['second']}: {row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (paired)"
