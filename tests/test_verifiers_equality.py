@@ -135,7 +135,6 @@ UNEQUAL = [
     ("C", "B"),
     ("1.5", r"15\%"),
     (r"\begin{pmatrix}1&2&0\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
-    ("1" * 100_000, "1"),
     ("", "4"),
     ("]]", "4"),
 ]
@@ -154,6 +153,7 @@ def test_unequal(a: str, b: str) -> None:
         ("4", "what & where", "reference_unparsable"),
         ("12", "1 2", "reference_unparsable"),
         ("4", "1" * 20_001, "limit"),
+        ("1" * 100_000, "1", "limit"),
         (r"e^{9^{9^{9^9}}}+\pi", "9^9^9^9 + e", "limit"),
         (r"\operatorname{foo}", r"\Gamma(3)", "asked"),
     ],

@@ -138,10 +138,8 @@ def proportion(one: Node, two: Node) -> int | None:
     samples = [(numeric(one, 50, p), numeric(two, 50, p)) for p in points(names, 4, mixed=False)]
     first, second = samples[0]
     for a, b in samples[1:]:
-        blur = a.error * abs(second.value) + b.error * abs(first.value)
-        blur += second.error * abs(a.value) + first.error * abs(b.value)
-        if abs(a.value * second.value - b.value * first.value) > 4 * blur:
+        if (a * second).disjoint(b * first):
             return None
-    if any(abs(side.value) <= 4 * side.error for side in (first, second)):
+    if first.has_zero() or second.has_zero():
         return None
-    return 1 if (first.value / second.value).real > 0 else -1
+    return -1 if (first / second).sign() < 0 else 1

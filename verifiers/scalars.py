@@ -2,8 +2,8 @@
 
     exact       both rational by arithmetic: compared as fractions
     rational    both rational functions: compared in GF(2^61 - 1) at three seeded points (values.residue)
-    numeric     both closed: compared to 60 digits, and to 400 before they are called equal, each time
-                against the error that the computation may have
+    numeric     both closed: enclosed to 60 digits, and to 400 before they are called equal; enclosures that
+                do not meet are a certain "no" (interval arithmetic)
     sampled     symbols and functions: compared at seeded positive points, where a difference is a "no", and
                 at points of mixed sign, where a difference is a "no" if both sides are real (so sqrt(x^2) is
                 not x, while log(x^2) is 2 log(x))
@@ -22,7 +22,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from verifiers.errors import ConfigError
-from verifiers.numeric import Numeric, numeric
+from verifiers.numeric import numeric
 from verifiers.trees import Node, key, symbols
 from verifiers.values import PRIME, NoValue, TooLarge, Undefined, exact, residue
 
@@ -60,6 +60,10 @@ class EqualityPolicy:
         for name in ("response_digits", "reference_digits"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"EqualityPolicy.{name} must be 1 or more; got {getattr(self, name)!r}")
+
+
+AGREEMENT = 1000
+"""Bits (300 digits) to which two enclosures must be narrow before their meeting is called equality."""
 
 
 class Finding(NamedTuple):
@@ -158,21 +162,17 @@ def _closed(response: Node, reference: Node, policy: EqualityPolicy) -> Finding:
         return Finding(None, "limit", str(error))
     except NoValue as error:
         return Finding(None, "unproved", f"no numeric value: {error}"[:200])
-    apart = abs(one.value - two.value)
-    if apart > 4 * (one.error + two.error):
-        integral = abs(two.value - round(float(abs(two.value)))) == 0 if abs(two.value) < 2**53 else True
-        allowed = _allowance(response, reference, integral, policy)
-        close = allowed is not None and apart * allowed.denominator <= allowed.numerator
+    if one.disjoint(two):
+        allowed = _allowance(response, reference, two.may_be_integer(), policy)
+        close = allowed is not None and one.within(two, allowed)
         return yes("rounded", "equal to the digits written") if close else no("numeric", "different values")
     one, two = numeric(response, 400), numeric(reference, 400)
-    blur = 4 * (one.error + two.error)
-    if abs(one.value - two.value) > blur:
+    if one.disjoint(two):
         return no("numeric", "different values")
-    tiny = type(blur)(10) ** -300
-    if blur <= max(abs(one.value), abs(two.value)) * tiny:
+    if all(side.narrow(AGREEMENT) for side in (one, two)):
         return yes("numeric", "equal to 300 digits")
-    vanish = all(abs(side.value) <= 4 * side.error for side in (one, two))
-    return yes("numeric", "both vanish to 300 digits") if vanish and blur <= tiny else UNPROVED
+    vanish = all(side.has_zero() and side.tiny(AGREEMENT) for side in (one, two))
+    return yes("numeric", "both vanish to 300 digits") if vanish else UNPROVED
 
 
 def _is_finite(node: Node) -> bool:
@@ -201,12 +201,10 @@ def is_huge(root: Node) -> bool:
 def _real(node: Node) -> float | None:
     """The real value as a float (infinite past its range), None where there is none or it is too large."""
     try:
-        value = numeric(node, 20).value
+        value = numeric(node, 20)
     except (NoValue, TooLarge):
         return None
-    if hasattr(value, "imag") and value.imag:
-        return 0.0
-    return float(value.real)
+    return value.middle() if value.im is None else 0.0
 
 
 def _rational(response: Node, reference: Node, names: frozenset[str]) -> Finding | None:
@@ -246,16 +244,9 @@ def _sampled(response: Node, reference: Node, names: frozenset[str]) -> Finding:
                 return Finding(None, "limit", str(error))
             except NoValue:
                 continue
-            blur = 4 * (one.error + two.error)
-            if blur > (1 + abs(one.value) + abs(two.value)) * 1e-20:
-                continue
-            if abs(one.value - two.value) <= blur:
+            if one.disjoint(two):
+                if not mixed or (one.may_be_real() and two.may_be_real()):
+                    return no("sampled", "different values at a sample point")
+            elif all(side.narrow(60) or side.tiny(60) for side in (one, two)):
                 agreed += not mixed
-            elif not mixed or (_is_real(one) and _is_real(two)):
-                return no("sampled", "different values at a sample point")
     return yes("sampled", "equal at every sample point") if agreed >= 2 else UNPROVED
-
-
-def _is_real(number: Numeric) -> bool:
-    imaginary = getattr(number.value, "imag", 0)
-    return bool(abs(imaginary) <= 4 * number.error)
