@@ -23,6 +23,7 @@ from collections import deque
 from dataclasses import replace
 
 from verifiers.boxes import DEFAULT_POLICY, AnswerPolicy, FoundAnswer, boxed, is_box, make_answer, trim
+from verifiers.trees import MAX_CHARACTERS
 
 __all__ = ["AnswerPolicy", "FoundAnswer", "extract_answer", "find_answer", "find_choice", "is_prose"]
 
@@ -37,6 +38,7 @@ _PHRASE = re.compile(
     r"(?:是|为|は|은|est\b|es\b|é\b|è\b|ist\b|[:：=])[ \t:：*]*",
     re.IGNORECASE,
 )
+_PHRASE_WORDS = ("a:", "answer", "result", "答", "답", "ré", "res", "antwort", "risposta", "lösung", "ответ")
 _DELIMITERS = (("\\[", "\\]"), ("\\(", "\\)"), ("$$", "$$"), ("$", "$"))
 _SENTENCE_END = re.compile(
     r"[.!?](?=\s|$|\*)|。|,\s(?=\s?[a-z]{2})"
@@ -44,7 +46,7 @@ _SENTENCE_END = re.compile(
 )
 _END_TOKENS = re.compile(r"<\|[a-z_]{2,20}\|>|</s>|</?answer>")
 _NUMBER = re.compile(
-    r"(?<![a-zA-Z0-9_.^])(?:[-−+](?=[\d.$]))?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?"
+    r"(?=[-−+$.\d])(?<![a-zA-Z0-9_.^])(?:[-−+](?=[\d.$]))?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?"
     r"(?:\.\d+|(?<=\d),\d{1,2}(?![\d,])|(?<=\d))"
     r"(?:/\d+(?:\.\d+)?)?%?"
 )
@@ -75,7 +77,7 @@ def find_answer(response: str, *, policy: AnswerPolicy | None = None) -> FoundAn
         return None
     text = _END_TOKENS.sub(lambda match: " " * len(match.group()), response)
     if found := _hashes(text, start) or _phrase(text, start):
-        return _reduce(text, found, policy) if _PROSE.search(found.text) else found
+        return _reduce(text, found, policy) if is_prose(found.text) else found
     if found := _whole(text, start):
         return found
     return _inside(text, start, len(text), policy)
@@ -90,7 +92,7 @@ def find_choice(response: str, *, policy: AnswerPolicy | None = None) -> FoundAn
 
 def is_prose(text: str) -> bool:
     """Whether a text holds three words in a row (or four characters of a script without spaces)."""
-    return _PROSE.search(text) is not None
+    return _PROSE.search(text, 0, MAX_CHARACTERS) is not None
 
 
 def _restated(text: str, start: int) -> FoundAnswer | None:
@@ -139,6 +141,8 @@ def _hashes(text: str, start: int) -> FoundAnswer | None:
 
 
 def _phrase(text: str, start: int) -> FoundAnswer | None:
+    if not any(word in text.casefold() for word in _PHRASE_WORDS):
+        return None
     begins: deque[int] = deque((match.end() for match in _PHRASE.finditer(text, start)), maxlen=MAX_PHRASES)
     while begins:
         begin = trim(text, begins.pop(), len(text))[0]
@@ -177,7 +181,7 @@ def _closing(text: str, mark: str, start: int) -> int:
 def _whole(text: str, start: int) -> FoundAnswer | None:
     """The text itself where it is one short line (or one formula) without prose."""
     found = make_answer(text, "whole", start, len(text))
-    if found is None or len(found.text) > 400 or _PROSE.search(found.text) or is_box(found.text):
+    if found is None or is_prose(found.text) or is_box(found.text):
         return None
     if re.search(r"(?<!\\)[.!?;]\s+\S|(?<!\d)\.\s|\n\s*\n", found.text) or found.text.count("\n") > 12:
         return None

@@ -15,6 +15,8 @@ from verifiers.errors import ConfigError
 from verifiers.trees import words
 
 BOX_CHOICES = ("last", "first", "only")
+MAX_BOXES = 1_000
+"""How many of the last boxes are looked at; nobody means more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +67,9 @@ _JOINER = re.compile(r"(?:[\s$,;.&~]|\\[,;:!()\[\] ]|\\q?quad|\\text\{\s*(?:and|
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:
     """The span without white space at its ends."""
-    while start < end and text[start].isspace():
-        start += 1
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    return start, end
+    piece = text[start:end]
+    start += len(piece) - len(piece.lstrip())
+    return start, max(start, end - (len(piece) - len(piece.rstrip())))
 
 
 def make_answer(text: str, rule: str, start: int, end: int) -> FoundAnswer | None:
@@ -100,6 +100,8 @@ def boxed(text: str, start: int, policy: AnswerPolicy) -> tuple[FoundAnswer | No
     openings = [match.end() for match in _BOX.finditer(text, start)]
     if not openings:
         return None, False
+    if policy.boxes == "last":
+        openings = openings[-MAX_BOXES:]
     partner = _pairs(text, start)
     spans: list[tuple[int, int]] = []
     covered = start

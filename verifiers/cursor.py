@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from verifiers.lexer import Token, to_integer
 from verifiers.trees import MAX_DEPTH, MAX_NODES, LimitError, Node, UnparsableError
+from verifiers.units import UNIT_LETTERS
 
 Rule: TypeAlias = Generator[Any, Node, Node]
 """Yields the next rule, is sent its node, returns its own."""
@@ -36,6 +37,7 @@ class Cursor:
         self.tokens = tokens
         self.at = 0
         self.count = 0
+        self.integrals = 0
 
     def run(self, rule: Rule) -> Node:
         """The node of a rule, with every rule that it needs driven on one explicit stack."""
@@ -76,6 +78,10 @@ class Cursor:
     def accept(self, *names: str) -> str:
         """Use up the next token if it is one of these operators; its name, or an empty text."""
         return self.take().text if self.at_op(*names) else ""
+
+    def at_differential(self) -> bool:
+        """Whether `dx` comes next."""
+        return self.peek().text == "d" and self.peek().kind == "sym" and self.peek(1).kind in ("sym", "const")
 
     def fail(self, wanted: str) -> UnparsableError:
         """The error that says what was wanted here and what stands here."""
@@ -140,9 +146,9 @@ class Cursor:
         while True:
             if self.peek().kind == "word":
                 parts.append(self.take().text)
-            elif self.at_op("/") and self.peek(1).kind == "word":
+            elif self.at_op("/") and (self.peek(1).kind == "word" or self.peek(1).text in UNIT_LETTERS):
                 self.at += 1
-                parts.append("/")
+                parts += ["/", self.take().text]
             elif self.at_op("^") and self.peek(1).kind == "num":
                 parts[-1] += "^" + self.peek(1).text
                 self.at += 2

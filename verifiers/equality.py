@@ -21,12 +21,13 @@ from verifiers.core import Verdict
 from verifiers.reading import Parsed, read
 from verifiers.scalars import EqualityPolicy, Finding, no, yes
 from verifiers.structure import Comparison, Prover
-from verifiers.trees import has
+from verifiers.trees import Node, has
 
 __all__ = ["EqualityPolicy", "Parsed", "Prover", "judge_equal", "math_equal", "read"]
 
 # Not `A, B`: a second letter after the comma is another choice.
 _CHOICE = re.compile(r"\(([A-Ja-j])\).*|\[?([A-Ja-j])\]?(?:[:)].*|,(?!(?:and|or)?\(?[A-Ja-j](?![a-z])).*)?", re.DOTALL)
+_OPTION = re.compile(r"^(?:option|choice|answer)[:\s]*(?=\(?[A-J]\b)", re.IGNORECASE)
 _SEVERAL_CHOICES = re.compile(r"\(?[A-J](?:[,;\s]*(?:and)?[,;\s]*[A-J]){1,9}\)?")
 _LONE_CHOICE = re.compile(r"\(?([A-J])\)?")
 
@@ -55,33 +56,51 @@ def _decide(answer: Parsed, reference: Parsed, policy: EqualityPolicy, prover: P
         return no("empty", "the answer is empty")
     if answer.canonical == reference.canonical:
         return yes("text", "the same text")
-    lone, given = _LONE_CHOICE.fullmatch(reference.canonical), _CHOICE.fullmatch(answer.canonical)
-    if lone and given:
-        same = (given.group(1) or given.group(2)).upper() == lone.group(1)
-        return yes("choice", "the same choice") if same else no("choice", "another choice")
+    for letter, labelled in ((reference.canonical, answer.canonical), (answer.canonical, reference.canonical)):
+        lone, given = _LONE_CHOICE.fullmatch(letter), _CHOICE.fullmatch(_OPTION.sub("", labelled))
+        if lone and given and policy.choices:
+            same = (given.group(1) or given.group(2)).upper() == lone.group(1).upper()
+            return yes("choice", "the same choice") if same else no("choice", "another choice")
     letters = [_choices(side.canonical) for side in (answer, reference)]
-    if letters[0] and letters[1] and not (answer.canonical.isalpha() and reference.canonical.isalpha()):
+    if policy.choices and all(letters) and not (answer.canonical.isalpha() and reference.canonical.isalpha()):
         return yes("choice", "the same choices") if letters[0] == letters[1] else no("choice", "other choices")
     folded = answer.canonical.casefold() == reference.canonical.casefold()
     if folded and any(side.tree is None or has(side.tree, "text", "unit") for side in (answer, reference)):
         return yes("text", "the same text up to case")
-    if reference.tree is None:
+    if reference.tree is None and not reference.others:
         if reference.limited:
             return Finding(None, "limit", f"the reference passes a limit: {reference.problem}")
         return Finding(None, "reference_unparsable", f"the reference cannot be read: {reference.problem}")
-    if answer.tree is None:
+    if answer.tree is None and not answer.others:
         if answer.limited:
             return Finding(None, "limit", f"the answer passes a limit: {answer.problem}")
         return no("answer_unparsable", f"the answer cannot be read: {answer.problem}")
     comparison = Comparison(policy, prover)
-    finding = comparison.same(answer.tree, reference.tree)
-    if finding.equal is False and policy.decimal_comma:
-        pairs = ((answer.with_comma, reference.tree), (answer.tree, reference.with_comma))
-        for one, two in pairs:
-            if one and two and not has(one, "list", "group") and not has(two, "list", "group"):
-                again = comparison.same(one, two)
-                return again._replace(reason="equal with a decimal comma") if again.equal else finding
-    return finding
+    finding: Finding | None = None
+    for one, two, switch in _readings(answer, reference, policy):
+        found = comparison.same(one, two)
+        if found.equal:
+            return found._replace(reason=f"{found.reason} ({switch.replace('_', ' ')})") if switch else found
+        finding = finding or found
+    return finding or no("answer_unparsable", f"the answer cannot be read: {answer.problem}")
+
+
+def _readings(answer: Parsed, reference: Parsed, policy: EqualityPolicy) -> list[tuple[Node, Node, str]]:
+    """The pairs of readings to compare, the plain ones first, each with the switch that allows it."""
+    sides = [
+        [(side.tree, ""), *((tree, switch) for switch, tree in side.others if getattr(policy, switch))]
+        for side in (answer, reference)
+    ]
+    pairs = []
+    for one, first in sides[0]:
+        for two, second in sides[1]:
+            if one is None or two is None or (first and second and first != second):
+                continue
+            # A comma is a decimal point only against a text that has another kind of number.
+            if "decimal_comma" in (first, second) and (first == second or has(two if first else one, "list")):
+                continue
+            pairs.append((one, two, first or second))
+    return pairs
 
 
 def is_choice(answer: Parsed) -> bool:

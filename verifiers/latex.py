@@ -18,6 +18,7 @@ from fractions import Fraction
 from verifiers.cursor import Cursor, Rule, is_whole
 from verifiers.lexer import tokenize
 from verifiers.trees import Node, UnparsableError, num, rebuild
+from verifiers.units import unit_of
 
 _RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "~", "in", "->"))
 _HALF = num(Fraction(1, 2))
@@ -36,9 +37,9 @@ def parse(text: str) -> Node:
     return tree
 
 
-def join(op: str, items: list[Node]) -> Node:
+def join(op: str, items: list[Node], name: str | None = None) -> Node:
     """One item stands alone; several become one flat node."""
-    return items[0] if len(items) == 1 else Node(op, tuple(items))
+    return items[0] if len(items) == 1 else Node(op, tuple(items), name)
 
 
 class _Parser(Cursor):
@@ -48,21 +49,24 @@ class _Parser(Cursor):
 
     def answer(self) -> Rule:
         parts: list[list[Node]] = [[]]
+        either = None  # "or" between the items
         while True:
-            while self.at_op(",", ";", "."):  # separators may double ("2, and 3") or trail
-                if self.take().text == ";" and parts[-1]:
+            while self.at_op(",", ";", ".", "or"):  # separators may double ("2, and 3") or trail
+                separator = self.take().text
+                either = "or" if separator == "or" and parts[-1] else either
+                if separator == ";" and parts[-1]:
                     parts.append([])
             if self.peek().kind in ("end", "close") or self.peek().text == "end" or self.at_op("&", "\\\\"):
                 break
             parts[-1].append((yield self.statement()))
-            if not self.at_op(",", ";", "."):
+            if not self.at_op(",", ";", ".", "or"):
                 break
         parts = [part for part in parts if part]
         if not parts:
             raise self.fail("an expression")
         if all(len(part) == 1 for part in parts):
-            return join("list", [part[0] for part in parts])
-        return join("list", [join("list", part) for part in parts])
+            return join("list", [part[0] for part in parts], either)
+        return join("list", [join("list", part) for part in parts], either)
 
     def statement(self) -> Rule:
         operators: list[str] = []
@@ -84,6 +88,8 @@ class _Parser(Cursor):
 
     def ratio(self) -> Rule:
         items = [(yield self.sum())]
+        if self.accept("choose"):
+            return Node("call", (items[0], (yield self.sum())), "binom")
         while self.accept(":"):
             items.append((yield self.sum()))
         return join("ratio", items)
@@ -127,6 +133,8 @@ class _Parser(Cursor):
 
     def starts_factor(self, before: Node) -> bool:
         token = self.peek()
+        if self.integrals and self.at_differential():
+            return False
         if token.kind == "num":
             return before.op != "num"
         return token.kind in ("sym", "const", "func", "word", "open") or (token.kind == "cmd" and token.text != "end")
@@ -257,6 +265,8 @@ class _Parser(Cursor):
             return (yield self.environment())
         if name in ("sum", "prod", "lim"):
             return (yield self.big(name))
+        if name == "int":
+            return (yield self.integral())
         raise UnparsableError(f"unexpected \\{name}")
 
     def environment(self) -> Rule:
@@ -294,6 +304,22 @@ class _Parser(Cursor):
         args = [rebuild(body, rename), Node("sym", (), variable.name), start]
         return Node("call", tuple(args if upper is None else [*args, upper]), name)
 
+    def integral(self) -> Rule:
+        """A definite integral in one variable, as call(body, variable, from, to)."""
+        limits: dict[str, Node] = {}
+        while self.at_op("_", "^"):
+            sign = self.take().text
+            limits[sign] = yield self.argument()
+        self.integrals += 1
+        body = num(1) if self.at_differential() else (yield self.sum())
+        self.integrals -= 1
+        if len(limits) < 2 or not self.at_differential():
+            raise UnparsableError("\\int without limits or without its dx")
+        self.at += 1
+        variable = self.take().text
+        args = (rebuild(body, _renamer(variable)), Node("sym", (), variable), limits["_"], limits["^"])
+        return Node("call", args, "int")
+
 
 _INVERSE = {name: "arc" + name for name in ("sin", "cos", "tan", "cot", "sec", "csc")}
 
@@ -312,5 +338,7 @@ def _with_unit(items: list[Node]) -> Node:
     texts: list[str] = []
     while len(items) > 1 and items[-1].op == "text":
         texts.insert(0, items.pop().name)
+    if len(items) > 1 and items[0].op == "text" and unit_of(items[0].name):
+        texts.append(items.pop(0).name)  # USD 1000
     core = join("mul", items)
     return Node("unit", (core,), " ".join(texts)) if texts else core

@@ -23,7 +23,7 @@ from verifiers.trees import (
     UnparsableError,
     words,
 )
-from verifiers.units import NUMBER_WORDS, UNIT_NAMES
+from verifiers.units import UNIT_NAMES
 
 
 class Token(NamedTuple):
@@ -42,27 +42,29 @@ FUNCTIONS = frozenset(
         "sqrt det gcd lcm max min Re Im arg floor ceil"
     )
 )
-_CONSTANTS = {"pi": "pi", "infinity": "inf", "infty": "inf", "inf": "inf", "emptyset": "empty"}
+_CONSTANTS = {"pi": "pi", "infinity": "inf", "infty": "inf", "inf": "inf", "oo": "inf", "emptyset": "empty"}
 _CONSTANTS |= {"varnothing": "empty"}
-_WORD_TOKENS = {"and": ",", "or": ",", "percent": "%", "percentage": "%", "pct": "%", "to": ":"}
+_WORD_TOKENS = {"and": ",", "or": "or", "percent": "%", "percentage": "%", "pct": "%", "to": ":"}
+_WORD_TOKENS |= dict.fromkeys(words("approximately approx about roughly"), "~")
 _COMMANDS = {
     "cdot": "*", "times": "*", "ast": "*", "div": "/", "le": "<=", "leq": "<=", "leqslant": "<=",
     "ge": ">=", "geq": ">=", "geqslant": ">=", "lt": "<", "gt": ">", "ne": "!=", "neq": "!=",
     "approx": "~", "sim": "~", "simeq": "~", "equiv": "=", "in": "in", "to": "->", "rightarrow": "->",
     "cup": "cup", "cap": "cap", "setminus": "minus", "backslash": "minus", "pm": "+-", "mp": "-+",
-    "colon": ":", "bmod": "mod", "mod": "mod", "lor": ",", "vee": ",", "land": ",", "prime": "'", "mid": "|",
+    "colon": ":", "bmod": "mod", "mod": "mod", "pmod": "mod", "lor": "or", "vee": "or", "choose": "choose",
+    "land": ",", "prime": "'", "mid": "|",
 }  # fmt: skip
 _BRACKETS = {
     "lbrace": "\\{", "rbrace": "\\}", "lparen": "(", "rparen": ")", "lbrack": "[", "rbrack": "]",
     "langle": "(", "rangle": ")", "lfloor": "lfloor", "rfloor": "rfloor", "lceil": "lceil",
     "rceil": "rceil", "lvert": "|<", "rvert": ">|", "vert": "|",
 }  # fmt: skip
-_STRUCTURE = frozenset(words("frac sqrt binom overline bar begin end sum prod lim"))
-_ALIASES = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom"}
+_STRUCTURE = frozenset(words("frac sqrt binom overline bar begin end sum prod lim int"))
+_ALIASES = dict.fromkeys(words("dfrac tfrac cfrac nicefrac sfrac"), "frac") | {"dbinom": "binom", "tbinom": "binom"}
 _SILENT = frozenset(
     words(
         "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle displaystyle "
-        "textstyle quad qquad limits nolimits phantom cdotp boxed fbox mathrm mathbf mathit mathsf mathbb "
+        "textstyle quad qquad limits nolimits phantom cdotp boxed fbox mathrm mathbf mathit mathsf "
         "mathcal boldsymbol bm operatorname displaylines rm bf it therefore hfill hline angle triangle"
     )
 )
@@ -75,8 +77,14 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 _DIGITS = re.compile(r"\d+")
 _GROUP_OUTSIDE = re.compile(r"(?:,\\!\s?|\{,\}|\\,|\\!|,|[  ])(\d{3})(?![\d])")
 _GROUP_INSIDE = re.compile(r"(?:,\\!\s?|\{,\}|\\,|\\!)(\d{3})(?!\d)")
+_RUN = re.compile(r"\d+(?:,\d+)+")
+_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+")
 _FRACTION = re.compile(r"\.(\d*)")
-_REPEAT = re.compile(r"\\(?:overline|bar|dot)\s?\{?(\d+)\}?")
+_REPEAT = re.compile(r"\\(?:overline|bar|dot)\s?\{?(\d+)\}?(?:(\d*)\\dot\s?\{?(\d)\}?)?")
+_GOES_ON = re.compile(r"\s?(?:\.\.\.|\\(?:ldots|dots|cdots|dotsc|dotsb)(?![a-zA-Z]))")
+_PERIOD = re.compile(r"(\d*?)(\d+?)(?:\2)+")
+_BLACKBOARD = re.compile(r"\\mathbb\s?\{?([A-Z])\}?|\\R(?![a-zA-Z])")
+_DOTTED = re.compile(r"\d{1,3}(?:(?:\.\d{3}){2,}|(?:'\d{3})+)(?![\d.])")
 _SCIENTIFIC = re.compile(r"[eE]([+-]?\d+)(?![\d.^])")
 _BASE = re.compile(r"([0-9][0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?)_(?:\{\s*(\d{1,2})\s*\}|(\d{1,2}))")
 _BRACKETED_BASE = re.compile(r"\(([0-9][0-9A-Fa-f]*)\)(?=_)")
@@ -108,7 +116,9 @@ def _number(text: str, at: int, inside: bool) -> tuple[Token, int]:
     if point and (point.group(1) or text[point.end() : point.end() + 1] == "\\"):
         part, end = point.group(1), point.end()
         if over := _REPEAT.match(text, end):
-            repeat, end = over.group(1), over.end()
+            repeat, end = "".join(group or "" for group in over.groups()), over.end()
+        elif goes_on := _GOES_ON.match(text, end):
+            part, repeat, end = *_period(part), goes_on.end()
     elif point and whole:
         end = point.end() if not text[point.end() : point.end() + 1].isalnum() else end
     if len(whole) + len(part) + len(repeat) > MAX_DIGITS:
@@ -124,6 +134,12 @@ def _number(text: str, at: int, inside: bool) -> tuple[Token, int]:
         value, end = value * Fraction(10) ** exponent, power.end()
         digits = len((whole + part).lstrip("0"))
     return Token("num", text[at:end], False, value, max(digits, 0)), end
+
+
+def _period(part: str) -> tuple[str, str]:
+    """Decimals that go on, as (before, what repeats): 1666 is 1 and 6; nothing repeats where no end is seen twice."""
+    match = _PERIOD.fullmatch(part) if len(part) <= 60 else None
+    return (match.group(1), match.group(2)) if match else (part, "")
 
 
 def _in_base(match: re.Match[str]) -> Fraction | None:
@@ -143,8 +159,6 @@ def _letters(run: str, in_text: bool, spaced: bool) -> list[Token]:
     low = run.casefold()
     if low in _WORD_TOKENS:
         return [Token("op", _WORD_TOKENS[low], spaced)]
-    if low in NUMBER_WORDS:
-        return [Token("num", run, spaced, Fraction(NUMBER_WORDS[low]))]
     if in_text and run not in _CONSTANTS:
         return [Token("word", run, spaced)]
     if run in FUNCTIONS:
@@ -168,7 +182,7 @@ def tokenize(source: str) -> list[Token]:
     out: list[Token] = []
     at, size, depth, spaced = 0, len(text), 0, False
     braces: list[str] = []
-    bars = 0
+    bars = listed = 0
     while at < size:
         if len(out) > MAX_NODES * 4:
             raise LimitError(f"the text has more than {MAX_NODES * 4} tokens")
@@ -182,6 +196,12 @@ def tokenize(source: str) -> list[Token]:
         if match := _DEGREE.match(text, at):
             out.append(Token("op", "deg", spaced))
             at = match.end()
+        elif match := _BLACKBOARD.match(text, at):
+            out.append(Token("sym", "bb" + (match.group(1) or "R"), spaced))
+            at = match.end()
+        elif match := _DOTTED.match(text, at):
+            out.append(Token("num", match.group(), spaced, Fraction(to_integer(re.sub(r"\D", "", match.group())))))
+            at = match.end()
         elif char.isdigit() or (char == "." and at + 1 < size and text[at + 1].isdigit()):
             based = _BASE.match(text, at)
             value = _in_base(based) if based else None
@@ -189,7 +209,10 @@ def tokenize(source: str) -> list[Token]:
                 out.append(Token("num", based.group(), spaced, value))
                 at = based.end()
             else:
-                token, at = _number(text, at, depth > 0)
+                run = _RUN.match(text, at) if at >= listed else None
+                if run and not _THOUSANDS.fullmatch(run.group()):
+                    listed = run.end()  # 98,99,100 is a list and holds no thousands
+                token, at = _number(text, at, depth > 0 or at < listed)
                 out.append(token._replace(spaced=spaced))
         elif match := _LETTERS.match(text, at):
             out.extend(_letters(match.group(), in_text, spaced))

@@ -13,9 +13,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 from verifiers.answers import AnswerPolicy, find_answer, find_choice, is_prose
+from verifiers.batch import BatchPool
 from verifiers.core import Problem, Response, Verdict
 from verifiers.equality import EqualityPolicy, Parsed, is_choice, judge_equal, read
 from verifiers.errors import ConfigError
@@ -59,11 +60,18 @@ class MathVerifier:
         answer_policy: AnswerPolicy | None = None,
         equality_policy: EqualityPolicy | None = None,
     ) -> None:
-        """`timeout_s` seconds and `memory_mb` MiB bound sympy, the last stage; `workers` processes run it."""
+        """`timeout_s` seconds and `memory_mb` MiB bound sympy, the last stage; `workers` processes judge a batch."""
         self.answer_policy = answer_policy or AnswerPolicy()
         self.equality_policy = equality_policy or EqualityPolicy()
         self.workers = workers
-        self._prover = SymbolicProver(timeout_s=timeout_s, memory_mb=memory_mb, workers=workers)
+        self._prover = SymbolicProver(timeout_s=timeout_s, memory_mb=memory_mb)
+        settings = {
+            "timeout_s": timeout_s,
+            "memory_mb": memory_mb,
+            "answer_policy": asdict(self.answer_policy),
+            "equality_policy": asdict(self.equality_policy),
+        }
+        self._batch = BatchPool(settings=settings, workers=workers)
         self._references: OrderedDict[str, Parsed] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -98,16 +106,16 @@ class MathVerifier:
         return judge_equal(read(answer), reference, self.equality_policy, self._prover)
 
     def verify_batch(self, responses: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """One verdict a response, in order; with several workers their sympy runs side by side."""
+        """One verdict a response, in order; with several workers in as many processes."""
         if len(responses) != len(answers):
             raise ConfigError(
                 f"verify_batch needs one reference a response; got {len(responses)} responses and "
                 f"{len(answers)} answers"
             )
-        if self.workers == 1 or len(responses) < 2:
-            return [self.verify(*pair) for pair in zip(responses, answers, strict=True)]
-        with ThreadPoolExecutor(max_workers=self.workers) as threads:
-            return list(threads.map(self.verify, responses, answers))
+        pairs = list(zip(responses, answers, strict=True))
+        if self.workers == 1 or len(pairs) < 2:
+            return [self.verify(*pair) for pair in pairs]
+        return self._batch.judge(pairs, self.verify)
 
     def judge(self, problems: Sequence[Problem], responses: Sequence[Response]) -> list[Verdict]:
         """The Scorer protocol; ConfigError for a problem without a reference answer."""
@@ -127,6 +135,7 @@ class MathVerifier:
     def close(self) -> None:
         """End the worker processes; they start again when needed."""
         self._prover.pool.close()
+        self._batch.pool.close()
 
     def _reference(self, answer: str) -> Parsed:
         with self._lock:

@@ -7,11 +7,13 @@ commands, wrappers of words, closing punctuation and spacing. Two different answ
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 from verifiers.latex import parse
+from verifiers.number_words import spell_out
 from verifiers.spelling import respell
-from verifiers.trees import LimitError, Node, UnparsableError
+from verifiers.trees import MAX_CHARACTERS, LimitError, Node, UnparsableError
 
 _WRAPPERS = re.compile(
     r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\[!;:]|[$`]|\\[()\[\]]|\*\*"
@@ -20,7 +22,11 @@ _WRAPPERS = re.compile(
 _WORDS_IN_BRACES = re.compile(r"\{(\s*\(?[A-Za-z][A-Za-z .]*\)?)\}")
 _SPACE = re.compile(r"\s+|\\[, ]")
 _LOOSE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
-_DECIMAL_COMMA = re.compile(r"([^,]*?)(?<![\d.])(\d{1,3}(?:\.\d{3})+|\d+)(?:,|\{,\})(\d+)(?![\d.])([^,]*)", re.DOTALL)
+_DECIMAL_COMMA = re.compile(
+    r"([^,()\[\]]*?)(?<![\d.])(\d{1,3}(?:\.\d{3})+|\d+)(?:,|\{,\})(\d+)(?![\d.])([^,()\[\]]*)", re.DOTALL
+)
+_REPEATING = re.compile(r"(\d\.\d*)\((\d+)\)")
+_AND_DIGIT = re.compile(r"(?<=[a-z])and(?=\d)")
 _ABBREVIATION = re.compile(r"(?<=[A-Za-z])\.")
 
 
@@ -33,8 +39,8 @@ class Parsed:
     tree: Node | None
     problem: str = ""
     limited: bool = False
-    with_comma: Node | None = None
-    """The tree when the only comma is read as a decimal point (`2,74`), where it cannot separate thousands."""
+    others: tuple[tuple[str, Node], ...] = ()
+    """Other readings by the name of their switch: decimal_comma (`2,74`), number_words, repeating (`0.1(6)`)."""
 
 
 def canonical_text(text: str) -> str:
@@ -44,28 +50,39 @@ def canonical_text(text: str) -> str:
     """
     plain = _WORDS_IN_BRACES.sub(r"\1", _WRAPPERS.sub("", respell(text)))
     plain = _LOOSE_SPACE.sub("", _SPACE.sub(" ", plain.replace("\\dfrac", "\\frac")))
-    return _ABBREVIATION.sub("", plain).rstrip(".").rstrip("\\")
+    return _ABBREVIATION.sub("", _AND_DIGIT.sub("", plain)).rstrip(".").rstrip("\\")
 
 
-def _with_comma(text: str) -> Node | None:
-    match = _DECIMAL_COMMA.fullmatch(respell(text)) if "," in text else None
+def _others(text: str) -> tuple[tuple[str, Node], ...]:
+    found = []
+    for switch, spelled in (
+        ("decimal_comma", _with_comma(text)),
+        ("number_words", spell_out(text)),
+        ("repeating", _REPEATING.sub(r"\1\\overline{\2}", text)),
+    ):
+        if spelled != text:
+            with suppress(UnparsableError):
+                found.append((switch, parse(spelled)))
+    return tuple(found)
+
+
+def _with_comma(text: str) -> str:
+    """The text with its only comma as a decimal point, where it cannot separate thousands."""
+    match = _DECIMAL_COMMA.fullmatch(text) if "," in text else None
     if match is None:
-        return None
+        return text
     before, whole, part, after = match.groups()
     if len(part) == 3 and "." not in whole and not whole.startswith("0") and len(whole) <= 3:
-        return None  # 1,234 has a thousands separator
-    try:
-        return parse(f"{before}{whole.replace('.', '')}.{part}{after}")
-    except UnparsableError:
-        return None
+        return text  # 1,234 has a thousands separator
+    return f"{before}{whole.replace('.', '')}.{part}{after}"
 
 
 def read(text: str) -> Parsed:
     """An answer parsed once, for use in any number of comparisons; never raises on any text."""
-    canonical = canonical_text(text)
+    canonical = canonical_text(text) if len(text) <= MAX_CHARACTERS else text.strip()
     try:
-        return Parsed(text, canonical, parse(text), with_comma=_with_comma(text))
+        return Parsed(text, canonical, parse(text), others=_others(text))
     except LimitError as error:
         return Parsed(text, canonical, None, str(error), limited=True)
     except UnparsableError as error:
-        return Parsed(text, canonical, None, str(error))
+        return Parsed(text, canonical, None, str(error), others=_others(text))

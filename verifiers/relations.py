@@ -14,14 +14,16 @@ rational functions and numerically otherwise.
 from __future__ import annotations
 
 import random
+from fractions import Fraction
+from typing import TypeAlias
 
 from verifiers.numeric import numeric
 from verifiers.scalars import Finding, no, points, yes
-from verifiers.trees import LimitError, Node, has, symbols
-from verifiers.values import PRIME, NoValue, residue
+from verifiers.sets import FLIPPED
+from verifiers.trees import LimitError, Node, has, key, symbols
+from verifiers.values import PRIME, NoValue, exact, residue
 
-_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
-_ORDER = frozenset(_FLIPPED)
+_ORDER = frozenset(FLIPPED)
 
 
 def operators(node: Node) -> list[str]:
@@ -67,38 +69,14 @@ def labelled(node: Node) -> tuple[Node, list[Node]] | None:
     return None
 
 
-def as_interval(node: Node) -> tuple[str, Node] | None:
-    """(variable, interval) of an inequality in one lone symbol with closed bounds; None for anything else."""
-    signs = operators(node)
-    if node.op != "rel" or not set(signs) <= _ORDER:
-        return None
-    args = list(node.args)
-    if len(signs) == 2 and args[1].op == "sym" and len({sign[0] for sign in signs}) == 1:
-        if signs[0][0] == ">":
-            args, signs = args[::-1], [_FLIPPED[sign] for sign in signs[::-1]]
-        low, high = args[0], args[2]
-        brackets = ("[" if signs[0] == "<=" else "(") + ("]" if signs[1] == "<=" else ")")
-        variable = args[1].name
-    elif len(signs) == 1 and "sym" in (args[0].op, args[1].op):
-        sign = signs[0]
-        if args[0].op != "sym":
-            args, sign = args[::-1], _FLIPPED[sign]
-        variable, bound, infinite = args[0].name, args[1], Node("const", (), "inf")
-        closed = sign.endswith("=")
-        if sign[0] == ">":
-            low, high, brackets = bound, infinite, ("[" if closed else "(") + ")"
-        else:
-            low, high, brackets = Node("neg", (infinite,)), bound, "(" + ("]" if closed else ")")
-    else:
-        return None
-    return None if symbols(low) or symbols(high) else (variable, Node("group", (low, high), brackets))
-
-
 def compare_relations(one: Node, two: Node) -> Finding:
     """Whether two single relations say the same; undecided where the parts have no values."""
     signs = operators(one), operators(two)
     if len(signs[0]) != 1 or len(signs[1]) != 1:
         return Finding(None, "unproved", "chains of relations that are not alike")
+    congruences = _congruence(one), _congruence(two)
+    if any(congruences):
+        return _compare_congruences(*congruences)
     (left, first), (right, second) = _difference(one), _difference(two)
     if left != right:
         return no("relation", "different relation signs")
@@ -111,10 +89,32 @@ def compare_relations(one: Node, two: Node) -> Finding:
     return yes("relation", "the same relation up to a factor")
 
 
+_Congruence: TypeAlias = tuple[Node, Fraction, Fraction]
+
+
+def _congruence(node: Node) -> _Congruence | None:
+    """(left side, residue, modulus) of `x = 3 mod 5` with numbers; None for anything else."""
+    right = node.args[1]
+    if operators(node) != ["="] or right.op != "call" or right.name != "mod":
+        return None
+    try:
+        residue_, modulus = exact(right.args[0]), exact(right.args[1])
+    except (NoValue, LimitError):
+        return None
+    return (node.args[0], residue_ % modulus, modulus) if modulus else None
+
+
+def _compare_congruences(one: _Congruence | None, two: _Congruence | None) -> Finding:
+    if one is None or two is None:
+        return no("relation", "a congruence against something else")
+    same = key(one[0]) == key(two[0]) and one[1:] == two[1:]
+    return yes("relation", "the same congruence") if same else no("relation", "different congruences")
+
+
 def _difference(node: Node) -> tuple[str, Node]:
     sign, (one, two) = operators(node)[0], node.args
     if sign in (">", ">="):
-        sign, one, two = _FLIPPED[sign], two, one
+        sign, one, two = FLIPPED[sign], two, one
     return sign, Node("add", (one, Node("neg", (two,))))
 
 

@@ -49,6 +49,12 @@ class EqualityPolicy:
     """`x > 3` matches `(3, oo)`, and `x in S` matches `S`."""
     decimal_comma: bool = True
     """`2,74` matches 2.74, where the comma cannot separate thousands and the other side is no list."""
+    number_words: bool = True
+    """`twenty-five` matches 25, `two thirds` matches 2/3."""
+    repeating: bool = True
+    """`0.1(6)` matches 1/6 (and 0.6, as a product)."""
+    choices: bool = True
+    """`(B) 12` and `b` match the choice `B`; `A, C` and `CA` are the same choices."""
     drop_labels: bool = True
     """`x = 5` matches `5`, and `f(x) = x^2` matches `x^2`."""
     symbolic: bool = True

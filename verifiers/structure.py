@@ -12,10 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from verifiers.relations import as_interval, compare_relations, cut_approximation, labelled, operators
+from verifiers.relations import compare_relations, cut_approximation, labelled, operators
 from verifiers.scalars import UNPROVED, EqualityPolicy, Finding, compare_values, no, yes
-from verifiers.trees import Node, has, key, rebuild, symbols
-from verifiers.units import units_differ
+from verifiers.sets import as_set, is_described
+from verifiers.trees import Node, has, key, postorder, rebuild, symbols
+from verifiers.units import as_quantity, units_differ
 
 Prover = Callable[[Node, Node], Finding]
 """The last stage: two trees to a finding."""
@@ -104,6 +105,12 @@ class Comparison:
         one, two = _expand(cut_approximation(one)), _expand(cut_approximation(two))
         if key(one) == key(two):
             return yes("structure", "the same expression")
+        if self.policy.relations_as_intervals and (is_described(one) or is_described(two)):
+            first, second = as_set(one), as_set(two)
+            if first and second:
+                if first[0] and second[0] and first[0] != second[0]:
+                    return no("relation", "sets of different variables")
+                return self._unordered(first[1], second[1], depth)
         if one.op == "rel" or two.op == "rel":
             return self._relations(one, two, depth)
         if "union" in (one.op, two.op):
@@ -118,9 +125,6 @@ class Comparison:
     def _relations(self, one: Node, two: Node, depth: int) -> Finding:
         policy = self.policy
         if one.op == two.op == "rel":
-            first, second = as_interval(one), as_interval(two)
-            if first and second and first[0] == second[0]:
-                return self.same(first[1], second[1], depth + 1)
             if operators(one) == operators(two) and len(one.args) > 2:
                 pairs = zip(one.args, two.args, strict=True)
                 finding = _every([self.same(a, b, depth + 1) for a, b in pairs])
@@ -134,9 +138,6 @@ class Comparison:
         relation, other = (one, two) if one.op == "rel" else (two, one)
         if policy.relations_as_intervals and operators(relation) == ["in"]:
             return self._swap(relation.args[1], other, relation is one, depth)
-        interval = as_interval(relation) if policy.relations_as_intervals else None
-        if interval:
-            return self._swap(interval[1], other, relation is one, depth)
         if not policy.drop_labels or set(operators(relation)) != {"="}:
             return no("relation", "a relation against a value")
         label = labelled(relation)
@@ -233,7 +234,9 @@ class Comparison:
         return self._prove(one, two)
 
     def _scalars(self, one: Node, two: Node) -> Finding:
-        (one, mine), (two, other) = _unit(one), _unit(two)
+        one, two = _same_imaginary(one, two), _same_imaginary(two, one)
+        one, two = _choose(one), _choose(two)
+        (one, mine), (two, other) = _unit(one, two), _unit(two, one)
         if not self.policy.differing_units and units_differ(mine, other):
             return no("units", f"different units: {mine!r} and {other!r}"[:200])
         if "text" in (one.op, two.op):
@@ -278,10 +281,31 @@ def _plain(label: Node) -> bool:
     return label.op == "sym"
 
 
-def _unit(node: Node) -> tuple[Node, str]:
-    """(quantity, unit) of a value."""
+def _same_imaginary(node: Node, other: Node) -> Node:
+    """`3 + 4j` with i in place of j, where the other side has i and no j."""
+    if "j" not in symbols(node) or "j" in symbols(other) or not any(n.name == "i" for n in postorder(other)):
+        return node
+    return rebuild(node, lambda n: Node("const", (), "i") if n.op == "sym" and n.name == "j" else None)
+
+
+def _choose(root: Node) -> Node:
+    """`C(5, 2)` as a binomial coefficient."""
+
+    def change(node: Node) -> Node | None:
+        called = node.op == "mul" and len(node.args) == 2 and node.args[0].name == "C" and node.args[1].op == "group"
+        pair = node.args[1].args if called else ()
+        numbers = len(pair) == 2 and all(arg.op == "num" for arg in pair)
+        return Node("call", pair, "binom") if numbers else None
+
+    return rebuild(root, change)
+
+
+def _unit(node: Node, other: Node) -> tuple[Node, str]:
+    """(quantity, unit) of a value; letters are units where the other side has one."""
     if node.op == "unit":
         return node.args[0], node.name
+    if other.op == "unit" and (quantity := as_quantity(node)):
+        return quantity
     return (node.args[0], "degree") if node.op == "degree" else (node, "")
 
 

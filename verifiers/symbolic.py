@@ -40,6 +40,8 @@ def build(root: Node) -> Any:
         if name in ("sum", "prod"):
             make = sympy.Sum if name == "sum" else sympy.Product
             return make(args[0], (args[1], args[2], args[3])).doit()
+        if name == "int":
+            return sympy.integrate(args[0], (args[1], args[2], args[3]))
         if name == "lim":
             return sympy.limit(args[0], args[1], args[2])
         if name not in functions:

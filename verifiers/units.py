@@ -1,4 +1,4 @@
-"""Names of units and of small numbers, and when two units are the same.
+"""Names of units, and when two units are the same.
 
 A unit text ("square centimeters", "cm^2", "miles per hour") becomes a product of known units with exponents.
 A text with no known unit in it ("edges", "ways") says nothing and matches everything. There is no conversion
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from verifiers.trees import words
+from verifiers.trees import Node, fold, num, symbols
 
 _GROUPS = (
     "mm millimeter millimeters millimetre millimetres|cm centimeter centimeters centimetre centimetres|"
@@ -17,8 +17,8 @@ _GROUPS = (
     "ft foot feet|yd yard yards|mi mile miles|mg milligram milligrams|g gram grams|"
     "kg kilogram kilograms|lb lbs pound pounds|oz ounce ounces|ton tons|ml mL milliliter milliliters|"
     "l L liter liters litre litres|gal gallon gallons|s sec secs second seconds|min mins minute minutes|"
-    "h hr hrs hour hours|day days|week weeks|month months|year years|cent cents|dollar dollars|"
-    "euro euros|degree degrees deg|radian radians rad|unit units|acre acres"
+    "h hr hrs hour hours|day days|week weeks|month months|year years|cent cents|dollar dollars USD|"
+    "euro euros EUR|pound_sterling GBP|degree degrees deg|radian radians rad|unit units|acre acres"
 )
 CANONICAL = {name: group.split()[0] for group in _GROUPS.split("|") for name in group.split()}
 CANONICAL |= {"mph": "mi/h", "kph": "km/h", "square": "^2", "sq": "^2", "cubic": "^3", "per": "/"}
@@ -26,15 +26,7 @@ CANONICAL |= {"mph": "mi/h", "kph": "km/h", "square": "^2", "sq": "^2", "cubic":
 UNIT_NAMES = frozenset(name for name in CANONICAL if len(name) > 2 and name not in ("in",)) | frozenset(
     ("mm", "cm", "km", "kg", "mg", "ml", "ft", "lb", "oz", "hr", "mi", "yd")
 )
-NUMBER_WORDS = {
-    name: value
-    for value, name in enumerate(
-        words(
-            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-            "sixteen seventeen eighteen nineteen twenty"
-        )
-    )
-}
+UNIT_LETTERS = frozenset(name for name in CANONICAL if len(name) == 1)
 _PIECE = re.compile(r"[A-Za-z]+|/|\^\s*\{?\s*(\d)\s*\}?")
 
 
@@ -60,6 +52,32 @@ def unit_of(text: str) -> tuple[tuple[str, int], ...]:
             pending = 1
     powers.pop("unit", None)
     return tuple(sorted((name, power) for name, power in powers.items() if power))
+
+
+def as_quantity(root: Node) -> tuple[Node, str] | None:
+    """A product or quotient of a number and unit letters (`10 m/s`, read as symbols) as (number, unit text)."""
+    if not symbols(root) <= CANONICAL.keys() or not symbols(root):
+        return None
+
+    def combine(node: Node, args: list[tuple[Node, str] | None]) -> tuple[Node, str] | None:
+        parts = [arg for arg in args if arg is not None]
+        if len(parts) < len(args):
+            return None
+        if node.op == "sym":
+            return num(1), node.name
+        units = [unit for _, unit in parts]
+        core = Node(node.op, tuple(part for part, _ in parts), node.value, node.digits)
+        if not any(units):
+            return core, ""
+        if node.op == "mul":
+            return core, " ".join(unit for unit in units if unit)
+        if node.op == "div":
+            return core, f"{units[0]} / {units[1]}" if units[1] else units[0]
+        if node.op == "pow" and not units[1] and parts[1][0].op == "num":
+            return num(1), f"{units[0]}^{parts[1][0].number}"
+        return None
+
+    return fold(root, combine)
 
 
 def units_differ(first: str, second: str) -> bool:
