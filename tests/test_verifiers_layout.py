@@ -169,9 +169,9 @@ def test_script_share(language: str, text: str, share: float) -> None:
 
 @pytest.mark.parametrize("text", ["$" * 200_001, "\\(" * 100_000, "$a\n\n" * 50_000, "\\$" * 100_000, "$ \\$" * 50_000])
 def test_marks_without_end_cost_one_pass(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     judge(ScriptShare(language="en"), text)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 5.0  # a pass for every mark would take minutes
 
 
 def test_script_share_as_yes_or_no_and_without_letters() -> None:
