@@ -25,9 +25,13 @@ def arguments(doc: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def figure(name: str, value: float, *, floor: float, unit: str = "", **more: Any) -> dict[str, Any]:
-    """One claimed figure: held when it is at least its floor."""
-    return {"name": name, "value": value, "floor": floor, "unit": unit, "held": value >= floor, **more}
+def figure(
+    name: str, value: float, *, floor: float | None = None, ceiling: float | None = None, unit: str = "", **more: Any
+) -> dict[str, Any]:
+    """One claimed figure: held when it is at least its floor and at most its ceiling."""
+    held = (floor is None or value >= floor) and (ceiling is None or value <= ceiling)
+    bounds = {name: bound for name, bound in (("floor", floor), ("ceiling", ceiling)) if bound is not None}
+    return {"name": name, "value": value, **bounds, "unit": unit, "held": held, **more}
 
 
 def finish(claim: str, figures: list[dict[str, Any]], options: argparse.Namespace) -> None:
@@ -35,7 +39,8 @@ def finish(claim: str, figures: list[dict[str, Any]], options: argparse.Namespac
     for row in figures:
         interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if "low" in row else ""
         mark = "" if row["held"] else "   MISSED"
-        print(f"  {row['name']:58} {row['value']:9.3f}{interval}  floor {row['floor']:.3f} {row['unit']}{mark}")
+        bounds = " ".join(f"{bound} {row[bound]:.3f}" for bound in ("floor", "ceiling") if bound in row)
+        print(f"  {row['name']:58} {row['value']:9.3f}{interval}  {bounds} {row['unit']}{mark}")
     found = environment(f"benchmarks/{claim}")
     record = {
         "claim": claim,

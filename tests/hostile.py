@@ -7,6 +7,10 @@ Used by tests/test_verifiers_hostile.py and benchmarks/verifiers_hostile.py.
 
 from __future__ import annotations
 
+import random
+
+from verifiers.trees import words
+
 
 def nested_radicals(depth: int) -> str:
     r"""2 cos(pi / 2^(depth + 1)) as sqrt(2 + sqrt(2 + ... sqrt(2)))."""
@@ -144,3 +148,19 @@ HOSTILE: dict[str, tuple[str, str, bool | None]] = {
     "latex command": (r"\input{/etc/passwd}\write18{id}", "1", False),
     "list literal against a matrix": ("[[1,2],[3,__import__('os')]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", False),
 }
+
+
+_MARKS = r"""
+1 42 0.5 -3 x y e i B (C) 1,234 1.234,5 $1,000 1e9 9^9^9 10^{100} 0.\overline{3} twenty half ** { } ( ) [ ] \{ \} ^
+_ ^{ _{ + - * / , ; : = < > | ! % ' " \ \\ & $ $$ \( \) \pi \frac{1}{2} \frac \sqrt \sqrt[3] \le \in \cup \pm
+\setminus \mathbb{R} ^\circ \left( \right) \boxed{ \text{ \begin{pmatrix} \end{pmatrix} \sum_{k=1}^{ \int_0^1 dx \binom
+\sin \log_2 \ln \pmod{7} \ldots ... <think> </think>
+"""
+_SPACED = [" and ", " or ", " cm", " miles per hour", "answer is ", "A: ", "#### ", "\n", "mod 5", "\x00", "\u200b"]
+PIECES = [*words(_MARKS), *_SPACED, *"\u221e\u00bd\u00b2\u221a\u2212\u0663"]
+
+
+def fuzz_text(draw: random.Random) -> str:
+    """A text of random pieces; now and then one that is long or repeats itself."""
+    text = "".join(draw.choice(PIECES) for _ in range(draw.randrange(1, 14)))
+    return text * draw.randrange(2, 400) if draw.random() < 0.05 else text

@@ -92,3 +92,14 @@ def test_the_readme_says_what_its_code_prints(capsys: pytest.CaptureFixture[str]
     assert said is not None and capsys.readouterr().out == said.group(1)
     exec(blocks[1], {})
     assert capsys.readouterr().out.startswith(r"\boxed{14} ")
+
+
+def test_the_page_on_rewards_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text()
+    space: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        exec(block, space)
+    first, trl, verl, openrlhf = capsys.readouterr().out.splitlines()
+    assert first == "1.2 {'right': 1.0, 'layout': 1.0, 'length': 0.0, 'repetition': 0.0}"
+    assert (trl, verl) == ("[1.0]", "0.0")
+    assert "1" in openrlhf

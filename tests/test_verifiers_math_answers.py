@@ -18,7 +18,7 @@ ANSWERS = [
     r"\frac{x+1}{x-1}", "y = 2x + 1", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"15\%", r"\$4.50", r"30^\circ",
     r"\text{east}", r"5\text{ cm}", "3:4", r"7\pi", "2+3i", r"\sqrt[3]{2}", "101_2", r"x \ge -3",
 ]  # fmt: skip
-WHOLE = st.integers(-999, 999)
+WHOLE = st.integers(-999, 999).filter(bool)
 FORMS = st.one_of(
     WHOLE.map(str),
     st.tuples(WHOLE, st.integers(2, 99)).map(lambda t: rf"\frac{{{t[0]}}}{{{t[1]}}}"),

@@ -63,7 +63,7 @@ def test_verdicts(verifier: MathVerifier, response: str, answer: str, outcome: O
         (r"\boxed{1}", r"\sum_{k=1}^{\infty}\frac{1}{2^k}", Outcome.CORRECT),
         (r"\boxed{\frac{n(n+1)}{2}}", r"\sum_{k=1}^{n} k", Outcome.CORRECT),
         (r"\boxed{1}", r"\lim_{x \to 0}\frac{\sin x}{x}", Outcome.CORRECT),
-        (r"\boxed{-2}", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", Outcome.CORRECT),
+        (r"\boxed{1/3}", r"\int_0^1 x^2 dx", Outcome.CORRECT),
         (r"\boxed{121}", r"\prod_{k=1}^{5} k", Outcome.INCORRECT),
     ],
 )

@@ -55,6 +55,10 @@ _PROSE = re.compile(
     rf"(?<![\\{{])(?<!{_WORD})(?:{_WORD}|'){{2,}}[ \t]+(?:{_WORD}|')+[ \t]+(?:{_WORD}|['(])+"
     r"|[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]{4,}"
 )
+_FILLER = re.compile(
+    r"(?<![\\a-zA-Z])(?:so|is|it|thus|hence|therefore|then|we|get|gives|that|the|this|equals|result|answer)(?![a-zA-Z])",
+    re.IGNORECASE,
+)
 _FINAL = re.compile(r"final answer(?: is)?[ \t]*:?[ \t*]*(?=\$|\\[(\[]|[-+]?\d)", re.IGNORECASE)
 
 
@@ -181,7 +185,7 @@ def _closing(text: str, mark: str, start: int) -> int:
 def _whole(text: str, start: int) -> FoundAnswer | None:
     """The text itself where it is one short line (or one formula) without prose."""
     found = make_answer(text, "whole", start, len(text))
-    if found is None or is_prose(found.text) or is_box(found.text):
+    if found is None or _FILLER.search(found.text) or is_prose(found.text) or is_box(found.text):
         return None
     if re.search(r"(?<!\\)[.!?;]\s+\S|(?<!\d)\.\s|\n\s*\n", found.text) or found.text.count("\n") > 12:
         return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from verifiers.matrices import evaluate
 from verifiers.relations import compare_relations, cut_approximation, labelled, operators
 from verifiers.scalars import UNPROVED, EqualityPolicy, Finding, compare_values, no, yes
 from verifiers.sets import as_set, is_described
@@ -115,7 +116,7 @@ class Comparison:
             return self._relations(one, two, depth)
         if "union" in (one.op, two.op):
             return self._unordered(_merge(one), _merge(two), depth)
-        one, two = _as_matrix(_unnamed(one, two)), _as_matrix(_unnamed(two, one))
+        one, two = (evaluate(_as_matrix(node)) for node in (_unnamed(one, two), _unnamed(two, one)))
         if "matrix" in (one.op, two.op):
             return self._matrices(one, two, depth)
         if one.op in ("list", "group") or two.op in ("list", "group"):

@@ -218,9 +218,10 @@ def _quotient(upper: int, lower: int) -> int:
 
 def _small(node: Node, args: list[Fraction | None]) -> Fraction | None:
     known = [arg for arg in args if arg is not None]
-    if len(known) < len(args) or any(arg.numerator.bit_length() > 512 for arg in known):
+    bits = [arg.numerator.bit_length() + arg.denominator.bit_length() for arg in known]
+    if len(known) < len(args) or sum(bits) > 4_096:
         return None
-    if node.op == "pow" and abs(known[1]) > 64:
+    if node.op == "pow" and abs(known[1]) * bits[0] > 4_096:
         return None
     try:
         return _exact(node, known)

@@ -33,7 +33,7 @@ class ScoreJob:
     limit: int | None = None
     """Judge the first rows only."""
     workers: int = 1
-    """Worker processes of the last stage (sympy)."""
+    """Processes that judge; 1 is this one."""
     out: Path | None = None
     """Run folder for the verdicts (samples.jsonl, results.json); none by default."""
 
