@@ -58,7 +58,7 @@ def perturbations(answer: str) -> dict[str, str]:
     """What was changed -> another answer."""
     ways: dict[str, str] = {}
     digit = re.search(r"\d(?=[^\d]*$)", answer)
-    if digit:
+    if digit and "approx" not in answer and "_" not in answer:  # 2/3 is meant by any rounding; 1 is 1 in any base
         other = str((int(digit[0]) + 3) % 10)
         ways["last digit"] = answer[: digit.start()] + other + answer[digit.end() :]
     if re.fullmatch(r"[\d.,\\!/{}fracdsqtpi]*[1-9][\d.,\\!/{}fracdsqtpi]*", answer):

@@ -19,26 +19,27 @@ read, once per rule, in linear time; there is no window at the end.
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 
 from verifiers.boxes import DEFAULT_POLICY, AnswerPolicy, FoundAnswer, boxed, is_box, make_answer, trim
-from verifiers.trees import MAX_CHARACTERS
+from verifiers.trees import MAX_CHARACTERS, words
 
 __all__ = ["AnswerPolicy", "FoundAnswer", "extract_answer", "find_answer", "find_choice", "is_prose"]
 
 MAX_PHRASES = 16
 """How many of the last "the answer is" are looked at; those that say nothing are passed over."""
 _HASHES = re.compile(r"####[ \t:]*")
+_LINE = re.compile(r"A:[ \t*]*")
+_LINE_START = re.compile(r"[ \t>*_#]{0,12}")
 _PHRASE = re.compile(
-    r"(?:^|\n)[ \t>*_#]{0,12}A:[ \t*]*"
-    r"|\b(?:answer|result)[ \t]{0,8}(?:\*\*)?[ \t]{0,8}(?::|\bis\b|=)[ \t:*]*"
+    r"\b(?:answer|result)[ \t]{0,8}(?:\*\*)?[ \t]{0,8}(?::|\bis\b|=)[ \t:*]*"
     r"|\banswer[ \t]+(?=\$|\\\(|\\\[)"
     r"|(?:答案|答え|답|\b(?:réponse|respuesta|resposta|antwort|risposta|lösung|ответ))[ \t]*"
     r"(?:是|为|は|은|est\b|es\b|é\b|è\b|ist\b|[:：=])[ \t:：*]*",
     re.IGNORECASE,
 )
-_PHRASE_WORDS = ("a:", "answer", "result", "答", "답", "ré", "res", "antwort", "risposta", "lösung", "ответ")
+_PHRASE_WORDS = words("answer result 答案 答え 답 réponse respuesta resposta antwort risposta lösung ответ")
 _DELIMITERS = (("\\[", "\\]"), ("\\(", "\\)"), ("$$", "$$"), ("$", "$"))
 _SENTENCE_END = re.compile(
     r"[.!?](?=\s|$|\*)|。|,\s(?=\s?[a-z]{2})"
@@ -79,7 +80,9 @@ def find_answer(response: str, *, policy: AnswerPolicy | None = None) -> FoundAn
         return (found and policy.boxes == "last" and _restated(response, found.end)) or found
     if policy.require_box:
         return None
-    text = _END_TOKENS.sub(lambda match: " " * len(match.group()), response)
+    text = response
+    if "<" in text:
+        text = _END_TOKENS.sub(lambda match: " " * len(match.group()), text)
     if found := _hashes(text, start) or _phrase(text, start):
         return _reduce(text, found, policy) if is_prose(found.text) else found
     if found := _whole(text, start):
@@ -145,15 +148,37 @@ def _hashes(text: str, start: int) -> FoundAnswer | None:
 
 
 def _phrase(text: str, start: int) -> FoundAnswer | None:
-    if not any(word in text.casefold() for word in _PHRASE_WORDS):
-        return None
-    begins: deque[int] = deque((match.end() for match in _PHRASE.finditer(text, start)), maxlen=MAX_PHRASES)
-    while begins:
-        begin = trim(text, begins.pop(), len(text))[0]
+    for begin in sorted(_phrases(text, start), reverse=True)[:MAX_PHRASES]:
+        begin = trim(text, begin, len(text))[0]
         end = text.find("\n", begin)
         if found := _sentence(text, "phrase", begin, len(text) if end < 0 else end):
             return found
     return None
+
+
+def _phrases(text: str, start: int) -> Iterator[int]:
+    """Where the last phrases end that announce an answer: found by their words, then looked at closely."""
+    lower = text.lower()
+    if len(lower) != len(text):  # a letter whose lower case is two
+        lower = text
+    for word in _PHRASE_WORDS:
+        for at in _places(lower, word, start):
+            if match := _PHRASE.match(text, at):
+                yield match.end()
+    for at in _places(text, "A:", start):
+        line = text.rfind("\n", start, at) + 1 or start
+        if at - line <= 12 and _LINE_START.fullmatch(text, line, at) and (match := _LINE.match(text, at)):
+            yield match.end()
+
+
+def _places(text: str, word: str, start: int) -> Iterator[int]:
+    """Where a word stands, from the end, at most MAX_PHRASES times."""
+    at = len(text)
+    for _ in range(MAX_PHRASES):
+        at = text.rfind(word, start, at)
+        if at < 0:
+            return
+        yield at
 
 
 def _sentence(text: str, rule: str, start: int, end: int) -> FoundAnswer | None:

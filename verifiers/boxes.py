@@ -80,7 +80,7 @@ def make_answer(text: str, rule: str, start: int, end: int) -> FoundAnswer | Non
 
 def is_box(text: str) -> bool:
     """Whether a box begins anywhere in the text."""
-    return _BOX.search(text) is not None
+    return ("oxed" in text or "box" in text) and _BOX.search(text) is not None
 
 
 def _pairs(text: str, start: int) -> dict[int, int]:
@@ -97,6 +97,8 @@ def _pairs(text: str, start: int) -> dict[int, int]:
 
 def boxed(text: str, start: int, policy: AnswerPolicy) -> tuple[FoundAnswer | None, bool]:
     """The boxed answer, and whether there were boxes that contradict each other."""
+    if not is_box(text):
+        return None, False
     openings = [match.end() for match in _BOX.finditer(text, start)]
     if not openings:
         return None, False

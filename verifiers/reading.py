@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 
 from verifiers.latex import parse
 from verifiers.number_words import spell_out
 from verifiers.spelling import respell
-from verifiers.trees import MAX_CHARACTERS, LimitError, Node, UnparsableError
+from verifiers.trees import MAX_CHARACTERS, LimitError, Node, UnparsableError, num
 
 _WRAPPERS = re.compile(
     r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\[!;:]|[$`]|\\[()\[\]]|\*\*"
@@ -25,6 +26,7 @@ _LOOSE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
 _DECIMAL_COMMA = re.compile(
     r"([^,()\[\]]*?)(?<![\d.])(\d{1,3}(?:\.\d{3})+|\d+)(?:,|\{,\})(\d+)(?![\d.])([^,()\[\]]*)", re.DOTALL
 )
+_PLAIN = re.compile(r"(-?[0-9]{1,18})(?:\.([0-9]{1,18}))?")
 _REPEATING = re.compile(r"(\d\.\d*)\((\d+)\)")
 _AND_DIGIT = re.compile(r"(?<=[a-z])and(?=\d)")
 _ABBREVIATION = re.compile(r"(?<=[A-Za-z])\.")
@@ -53,6 +55,13 @@ def canonical_text(text: str) -> str:
     return _ABBREVIATION.sub("", _AND_DIGIT.sub("", plain)).rstrip(".").rstrip("\\")
 
 
+def _plain_number(whole: str, part: str | None) -> Node:
+    """`-12` or `3.50`, as the grammar would read it."""
+    value = Fraction(int(whole.lstrip("-") + (part or "")), 10 ** len(part or ""))
+    number = num(value, len((whole.lstrip("-") + part).lstrip("0")) if part else 0)
+    return Node("neg", (number,)) if whole[0] == "-" else number
+
+
 def _others(text: str) -> tuple[tuple[str, Node], ...]:
     found = []
     for switch, spelled in (
@@ -79,6 +88,8 @@ def _with_comma(text: str) -> str:
 
 def read(text: str) -> Parsed:
     """An answer parsed once, for use in any number of comparisons; never raises on any text."""
+    if match := _PLAIN.fullmatch(text):
+        return Parsed(text, text, _plain_number(match.group(1), match.group(2)))
     canonical = canonical_text(text) if len(text) <= MAX_CHARACTERS else text.strip()
     try:
         return Parsed(text, canonical, parse(text), others=_others(text))

@@ -101,6 +101,9 @@ class Comparison:
 
     def same(self, one: Node, two: Node, depth: int = 0) -> Finding:
         """Whether two trees are equal; `one` is the answer, `two` the reference."""
+        if one.op == two.op == "num" and not (one.digits or two.digits):
+            same = one.number == two.number
+            return yes("structure", "the same expression") if same else no("exact", "different rational numbers")
         if depth > MAX_NESTING:
             return Finding(None, "limit", f"lists nest deeper than {MAX_NESTING}")
         one, two = _expand(cut_approximation(one)), _expand(cut_approximation(two))
