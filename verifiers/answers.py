@@ -210,7 +210,7 @@ def _closing(text: str, mark: str, start: int) -> int:
 def _whole(text: str, start: int) -> FoundAnswer | None:
     """The text itself where it is one short line (or one formula) without prose."""
     found = make_answer(text, "whole", start, len(text))
-    if found is None or _FILLER.search(found.text) or is_prose(found.text) or is_box(found.text):
+    if found is None or _FILLER.search(found.text, 0, 1_000) or is_prose(found.text) or is_box(found.text):
         return None
     if re.search(r"(?<!\\)[.!?;]\s+\S|(?<!\d)\.\s|\n\s*\n", found.text) or found.text.count("\n") > 12:
         return None

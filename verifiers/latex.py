@@ -223,7 +223,8 @@ class _Parser(Cursor):
             self.take()
             return Node("const", (), "empty")
         inner = yield self.answer()
-        trailing = self.tokens[self.at - 1].kind == "op" and self.tokens[self.at - 1].text == ","
+        before = self.peek(-1)
+        trailing = before.kind == "op" and before.text == ","
         end = self.take()
         if end.kind != "close" or end.text not in ((close,) if close != ")]" else (")", "]")):
             self.at -= 1

@@ -33,7 +33,7 @@ _REFERENCE_POLICY = AnswerPolicy(unfinished_thinking=True)
 class SymbolicProver:
     """The last stage of equality: sympy in a pool of worker processes, started when first asked."""
 
-    def __init__(self, *, timeout_s: float = 2.0, memory_mb: int = 1024, workers: int = 1) -> None:
+    def __init__(self, *, timeout_s: float = 1.2, memory_mb: int = 1024, workers: int = 1) -> None:
         """`timeout_s` in seconds a question, `memory_mb` in MiB a worker."""
         self.pool = WorkerPool("verifiers.symbolic", timeout_s=timeout_s, memory_mb=memory_mb, workers=workers)
 
@@ -54,7 +54,7 @@ class MathVerifier:
     def __init__(
         self,
         *,
-        timeout_s: float = 2.0,
+        timeout_s: float = 1.2,
         memory_mb: int = 1024,
         workers: int = 1,
         answer_policy: AnswerPolicy | None = None,
@@ -164,7 +164,7 @@ _defaults_lock = threading.Lock()
 
 
 def default_verifier(policy: EqualityPolicy | None = None) -> MathVerifier:
-    """The verifier behind `math_equal`: one worker, 2 s, 1 GiB; one a policy, made when first needed."""
+    """The verifier behind `math_equal`: one worker, 1.2 s, 1 GiB; one a policy, made when first needed."""
     policy = policy or EqualityPolicy()
     with _defaults_lock:
         return _defaults.setdefault(policy, MathVerifier(equality_policy=policy))

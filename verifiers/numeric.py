@@ -32,6 +32,8 @@ from verifiers.enclosure import (
 from verifiers.trees import Node, fold, words
 from verifiers.values import NoValue, TooLarge, exact
 
+MAX_NEGATIVE: Final = 50
+"""How far below zero a factorial is computed: each unit costs a step of recursion."""
 MAX_ARGUMENT: Final = 31
 """Largest binary exponent of the argument of a periodic function or a factorial."""
 
@@ -171,6 +173,8 @@ def _real_function(name: str, args: list[Enclosure]) -> Enclosure:
     if len(args) != 1:
         raise NoValue(name)
     if name == "fact":
+        if mp.mpf_lt(one.re[0], mp.from_int(-MAX_NEGATIVE)):
+            raise NoValue("the gamma function far below zero")
         return Enclosure(mpi.mpi_factorial(one.re, precision), None, precision)
     if name in ("floor", "ceil"):
         rounded = [getattr(mp, f"mpf_{name}")(end, precision, "n") for end in one.re]

@@ -178,6 +178,8 @@ class WorkerPool:
                 value = worker.ask(_HEADER.pack(len(body)) + body, self.timeout_s)
             except _Failed as failed:
                 self._discard(worker)
+                with self._lock:
+                    self._idle.append(self._start())  # it gets ready while nobody waits
                 return failed.reply
             except BaseException:  # an interrupt leaves the pipe in an unknown state
                 self._discard(worker)
@@ -188,11 +190,12 @@ class WorkerPool:
 
     def _obtain(self) -> _Worker:
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
+            return self._idle.pop() if self._idle else self._start()
+
+    def _start(self) -> _Worker:
+        """A new worker; it loads what it needs while the caller goes on. The lock is held."""
         worker = _Worker(self._command, self._environment())
-        with self._lock:
-            self._all.add(worker)
+        self._all.add(worker)
         return worker
 
     def _environment(self) -> dict[str, str]:

@@ -105,12 +105,17 @@ def compare_values(response: Node, reference: Node, policy: EqualityPolicy) -> F
         return _tolerate(response, reference, one, two, policy) or no("exact", "different rational numbers")
     except Undefined as error:
         return no("undefined", f"an expression without a value: {error}")
-    except (NoValue, TooLarge):
-        pass  # not a rational within the budget: the later stages decide
-    if not names:
-        return _closed(response, reference, policy)
-    finding = _rational(response, reference, names)
-    return finding if finding is not None else _sampled(response, reference, names)
+    except TooLarge as error:
+        beyond = str(error)
+    except NoValue:
+        beyond = ""
+    # not a rational within the budget: the later stages decide
+    if names:
+        finding = _rational(response, reference, names) or _sampled(response, reference, names)
+    else:
+        finding = _closed(response, reference, policy)
+    # sympy would only write the large value down
+    return Finding(None, "limit", beyond) if beyond and finding.kind == "unproved" else finding
 
 
 def decimal_of(node: Node) -> Node | None:
