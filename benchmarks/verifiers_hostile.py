@@ -77,14 +77,17 @@ def main() -> None:
     # `compare` alone knows each text as a bare answer, which is what the corpus states verdicts for.
     _, wrong = slowest([whole.compare], "again")
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-    draw, worst, count = random.Random(0), 0.0, 0
+    draw, worst, count, defects = random.Random(0), 0.0, 0, 0
     until = time.monotonic() + 60 * (0.0 if options.quick else options.minutes)
     while time.monotonic() < until:
         one, two = fuzz_text(draw), fuzz_text(draw)
         for judge in (whole.verify, whole.compare):
             begin = time.perf_counter()
-            judge(one, two)  # an exception ends the run
+            verdict = judge(one, two)
             seconds = time.perf_counter() - begin
+            if verdict.kind == "defect":
+                defects += 1
+                print(f"  fuzz: {verdict} for {one[:80]!r} against {two[:80]!r}")
             if seconds > worst:
                 worst = seconds
                 print(f"  fuzz: {seconds:.3f} s for {one[:80]!r} against {two[:80]!r}")
@@ -99,6 +102,7 @@ def main() -> None:
         figures.append(
             figure(f"slowest of {count} fuzzed pairs", worst, ceiling=2.5, unit="s", minutes=options.minutes)
         )
+        figures.append(figure("defects in them (exceptions caught)", defects, ceiling=0))
     finish("verifiers_hostile", figures, options)
 
 

@@ -37,7 +37,7 @@ def test_every_case_is_answered_and_right(case: str, verifier: MathVerifier) -> 
     response, reference, equal = HOSTILE[case]
     start = time.process_time()
     verdict = verifier.compare(response, reference)
-    assert verifier.verify(response, reference).reason
+    assert "defect" not in (verdict.kind, verifier.verify(response, reference).kind)
     assert time.process_time() - start < 3.0  # what is not bounded takes minutes
     if equal is not None:
         assert verdict.outcome is (Outcome.CORRECT if equal else Outcome.INCORRECT), verdict
@@ -48,7 +48,7 @@ def test_random_texts_are_answered() -> None:
     for _ in range(2_000):
         one, two = fuzz_text(draw), fuzz_text(draw)
         start = time.process_time()
-        assert verifier.verify(one, two).reason and verifier.compare(one, two).reason
+        assert "defect" not in (verifier.verify(one, two).kind, verifier.compare(one, two).kind), (one, two)
         assert verifier.compare(one, one).score != 0.0 or not one.strip()
         assert time.process_time() - start < 3.0, (one, two)
 

@@ -72,6 +72,16 @@ def test_the_last_stage(verifier: MathVerifier, response: str, answer: str, outc
     assert (verdict.outcome, verdict.kind) == (outcome, "symbolic"), verdict
 
 
+def test_a_defect_is_undecided_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr("verifiers.maths.judge_equal", broken)
+    for verdict in (MathVerifier().verify("A: 2", "2"), MathVerifier().compare("2", "3")):
+        assert (verdict.outcome, verdict.score, verdict.kind) == (Outcome.UNDECIDED, None, "defect")
+        assert "IndexError: list index out of range" in verdict.reason and "test_verifiers_maths.py" in verdict.reason
+
+
 def test_a_hanging_last_stage_is_undecided_and_survived() -> None:
     verifier = MathVerifier(timeout_s=0.3)
     verdict = verifier.verify(r"\boxed{1}", r"\sum_{k=1}^{10^9}\frac{1}{k^2}")

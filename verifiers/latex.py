@@ -287,6 +287,8 @@ class _Parser(Cursor):
         self.take()
         self.braced()
         kept = [Node("group", tuple(row), "row") for row in rows if row]
+        if not kept:
+            raise UnparsableError("a matrix without entries")
         return Node("matrix", tuple(kept), name)
 
     def big(self, name: str) -> Rule:

@@ -11,9 +11,11 @@ reference may be a bare answer or a whole solution with a box, `####` or `A:`.
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from verifiers.answers import AnswerPolicy, find_answer, find_choice, is_prose
 from verifiers.batch import BatchPool
@@ -76,7 +78,25 @@ class MathVerifier:
         self._lock = threading.Lock()
 
     def verify(self, response: str, answer: str) -> Verdict:
-        """The verdict on one response; `answer` is the reference. Never raises on any two texts."""
+        """The verdict on one response; `answer` is the reference. Never raises on any two texts.
+
+        A defect of the verifier itself is an undecided verdict of kind `defect` that names it: please report it.
+        """
+        return self._guarded(self._verify, response, answer)
+
+    def compare(self, answer: str, reference: str) -> Verdict:
+        """The verdict on a bare answer; where it stands in a sentence, on what the sentence says."""
+        return self._guarded(self._compare, answer, reference)
+
+    def _guarded(self, judge: Callable[[str, str], Verdict], one: str, two: str) -> Verdict:
+        try:
+            return judge(one, two)
+        except Exception as error:  # one answer must not end a run of a million
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"a defect in {Path(place.filename).name}, line {place.lineno}: {type(error).__name__}: {error}"
+            return Verdict.undecided(reason[:300], kind="defect")
+
+    def _verify(self, response: str, answer: str) -> Verdict:
         reference = self._reference(answer)
         if not reference.canonical:
             return Verdict.undecided("no answer found in the reference", kind="no_answer")
@@ -92,13 +112,12 @@ class MathVerifier:
             return self._judge(chosen.text, reference)
         return verdict if found else Verdict.incorrect("no answer found", kind="no_answer_in_response")
 
-    def compare(self, answer: str, reference: str) -> Verdict:
-        """The verdict on a bare answer; where it stands in a sentence, on what the sentence says."""
+    def _compare(self, answer: str, reference: str) -> Verdict:
         known = self._reference(reference)
         explicit = reference_text(answer)
         verdict = self._judge(explicit, known)
         if verdict.score != 1.0 and explicit == answer and (is_prose(answer) or verdict.kind == "answer_unparsable"):
-            again = self.verify(answer, reference)
+            again = self._verify(answer, reference)
             return verdict if again.kind == "no_answer_in_response" else again
         return verdict
 
