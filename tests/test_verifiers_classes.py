@@ -488,6 +488,10 @@ def test_unequal(one: str, two: str) -> None:
         ("number_words", False, "twenty-five", "25"),
         ("repeating", False, "0.1(6)", "1/6"),
         ("choices", False, "(B) 12", "B"),
+        ("unreduced_fractions", False, "2/4", "1/2"),
+        ("evaluated", True, "3!", "6"),
+        ("evaluated", True, r"\binom{4}{2}", "6"),
+        ("evaluated", True, "2+4", "6"),
         ("drop_labels", False, "x = 5", "5"),
         ("symbolic", False, r"\sum_{k=1}^{n}k", r"\frac{n(n+1)}{2}"),
     ],
@@ -495,6 +499,15 @@ def test_unequal(one: str, two: str) -> None:
 def test_every_switch_changes_its_class(switch: str, value: object, one: str, two: str) -> None:
     assert math_equal(one, two).score == 1.0
     assert math_equal(one, two, policy=EqualityPolicy(**{switch: value})).score != 1.0  # type: ignore[arg-type]
+
+
+def test_form_switches_leave_what_is_in_form() -> None:
+    policy = EqualityPolicy(unreduced_fractions=False, evaluated=True)
+    for one, two in [("1/2", "0.5"), (r"\frac{-1}{2}", r"-\frac12"), ("6 cm", "6"), ("50%", "1/2"), ("x+1", "1+x")]:
+        assert math_equal(one, two, policy=policy).score == 1.0
+    assert math_equal("4/2", "2", policy=policy).kind == "unreduced"
+    assert math_equal("x", "X").score == 0.0
+    assert math_equal("x^2", "X^2", policy=EqualityPolicy(letter_case=False)).score == 1.0
 
 
 def test_the_unit_switch_lets_units_differ() -> None:

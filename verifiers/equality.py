@@ -15,13 +15,14 @@ last stage are bounded by counters and give the same verdict on every machine, t
 
 from __future__ import annotations
 
+import math
 import re
 
 from verifiers.core import Verdict
 from verifiers.reading import Parsed, read
 from verifiers.scalars import EqualityPolicy, Finding, no, yes
 from verifiers.structure import Comparison, Prover
-from verifiers.trees import Node, has
+from verifiers.trees import Node, has, postorder, rebuild
 
 __all__ = ["EqualityPolicy", "Parsed", "Prover", "judge_equal", "math_equal", "read"]
 
@@ -78,11 +79,38 @@ def _decide(answer: Parsed, reference: Parsed, policy: EqualityPolicy, prover: P
     comparison = Comparison(policy, prover)
     finding: Finding | None = None
     for one, two, switch in _readings(answer, reference, policy):
+        if not policy.letter_case:
+            one, two = rebuild(one, _lower), rebuild(two, _lower)
         found = comparison.same(one, two)
         if found.equal:
+            found = _form(one, two, policy) or found
             return found._replace(reason=f"{found.reason} ({switch.replace('_', ' ')})") if switch else found
         finding = finding or found
     return finding or no("answer_unparsable", f"the answer cannot be read: {answer.problem}")
+
+
+def _lower(node: Node) -> Node | None:
+    return Node("sym", (), node.name.lower()) if node.op == "sym" else None
+
+
+def _form(answer: Node, reference: Node, policy: EqualityPolicy) -> Finding | None:
+    """What is wrong with the form of an answer of the right value, under switches that ask for one."""
+    if not policy.unreduced_fractions:
+        for node in postorder(answer):
+            parts = [arg.number for arg in node.args if arg.op == "num"] if node.op == "div" else []
+            if len(parts) == 2 and all(part.denominator == 1 for part in parts) and math.gcd(*map(int, parts)) > 1:
+                return no("unreduced", "the value is right, but a fraction is not in lowest terms")
+    if policy.evaluated and _is_number(reference) and not _is_number(answer):
+        return no("unevaluated", "the value is right, but it is not worked out")
+    return None
+
+
+def _is_number(node: Node) -> bool:
+    """One number as it is written down: with a sign, a unit, a percent sign, or as a fraction of two integers."""
+    while node.op in ("neg", "unit", "percent", "degree"):
+        node = node.args[0]
+    parts = [arg.args[0] if arg.op == "neg" else arg for arg in node.args] if node.op == "div" else [node]
+    return all(part.op == "num" for part in parts)
 
 
 def _readings(answer: Parsed, reference: Parsed, policy: EqualityPolicy) -> list[tuple[Node, Node, str]]:

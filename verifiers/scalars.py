@@ -47,6 +47,12 @@ class EqualityPolicy:
     """A bare list matches a tuple of the same items in the same order."""
     relations_as_intervals: bool = True
     """`x > 3` matches `(3, oo)`, and `x in S` matches `S`."""
+    letter_case: bool = True
+    """`X` is not `x`; False: the case of symbols says nothing (that of words never does)."""
+    unreduced_fractions: bool = True
+    """`2/4` matches 1/2; False: a fraction of integers in the response must be in lowest terms."""
+    evaluated: bool = False
+    """A response to a reference that is one number must be one number too: 6 and no `3!`, `2 + 4` or `C(4, 2)`."""
     decimal_comma: bool = True
     """`2,74` matches 2.74, where the comma cannot separate thousands and the other side is no list."""
     number_words: bool = True
