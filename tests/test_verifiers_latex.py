@@ -115,7 +115,7 @@ def test_trees(text: str, tree: str) -> None:
     assert key(parse(text)) == tree
 
 
-@pytest.mark.parametrize("text", ["", "3 4", "1+", "(1", "1)", r"\begin{cases}1\end{cases}", r"\frac{1}", "@", "}{"])
+@pytest.mark.parametrize("text", ["", "3 4", "1+", "(1", "1)", r"\begin{cases}1&2\end{cases}", r"\frac{1}", "@", "}{"])
 def test_no_mathematics(text: str) -> None:
     with pytest.raises(UnparsableError):
         parse(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verifiers.latex import parse
@@ -92,6 +92,7 @@ def values(text: str) -> list[list[str]]:
     return [[str(exact(cell)) for cell in row.args] for row in tree.args]
 
 
+@settings(deadline=None)
 @given(SQUARE)
 def test_matrix_arithmetic_against_sympy(rows: list[list[int]]) -> None:
     import sympy

@@ -40,10 +40,14 @@ _PHRASE = re.compile(
     re.IGNORECASE,
 )
 _PHRASE_WORDS = words("answer result 答案 答え 답 réponse respuesta resposta antwort risposta lösung ответ")
+_JOINS = re.compile(r"[ \t]*(?:,|;|or|and|plus|minus|times|,[ \t]*(?:and|or))[ \t]*(?=\$|\\\(|\\\[)")
+_HEDGE = re.compile(
+    r"\b(?:or|maybe|but|if|either|except|than|multiples? of|divisible|not|root|at least|at most)\b", re.IGNORECASE
+)
 _DELIMITERS = (("\\[", "\\]"), ("\\(", "\\)"), ("$$", "$$"), ("$", "$"))
 _SENTENCE_END = re.compile(
-    r"[.!?](?=\s|$|\*)|。|,\s(?=\s?[a-z]{2})"
-    r"|(?<=\s)(?:because|since|which|where|so|therefore|thus|hence|as|when|if|but|not)\b"
+    r"[.!?](?=\s|$|\*)|。|,\s(?=\s?(?!or\b|and\b|but\b|if\b|maybe\b)[a-z]{2})"
+    r"|(?<=\s)(?:because|since|which|where|so|therefore|thus|hence|as|when|not)\b"
 )
 _END_TOKENS = re.compile(r"<\|[a-z_]{2,20}\|>|</s>|</?answer>")
 _NUMBER = re.compile(
@@ -115,6 +119,8 @@ def _restated(text: str, start: int) -> FoundAnswer | None:
 
 def _reduce(text: str, found: FoundAnswer, policy: AnswerPolicy) -> FoundAnswer:
     """What a sentence says: its last mathematics, choice or number; the sentence where it has none."""
+    if _HEDGE.search(found.text):
+        return found  # "all numbers except 5" is not 5, and "5, but it could be 7" is neither
     inner = _inside(text, found.start, found.end, policy)
     return found if inner is None else replace(inner, rule=found.rule)
 
@@ -188,11 +194,13 @@ def _sentence(text: str, rule: str, start: int, end: int) -> FoundAnswer | None:
     for opening, closing in _DELIMITERS:
         if text.startswith(opening, start):
             stop = _closing(text, closing, start + len(opening))
+            if stop >= 0 and _JOINS.match(text, stop + len(closing), end):
+                break  # several formulas are one answer: the whole sentence
             if stop >= 0 and text[start + len(opening) : stop].strip():
                 return make_answer(text, rule, start + len(opening), stop)
     if text.startswith("####", start):
         return _sentence(text, rule, start + 4, end)
-    sentence = _SENTENCE_END.search(text, start, end)
+    sentence = _SENTENCE_END.search(text, min(start + 1, end), end)
     end = sentence.start() if sentence else end
     while end > start and text[end - 1] in "*_`.,; \t":
         end -= 1

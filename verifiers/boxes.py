@@ -144,7 +144,12 @@ def _together(gap: str) -> bool:
     if len(gap) < 80 and _JOINER.fullmatch(gap):
         return re.search(r"and|or|[,;]", gap) is not None
     said = set(_WORD.findall(gap))
-    return len(gap) <= 60 and "and" in said and len(said) <= 7 and not (said & _REASONING or _STOP.search(gap))
+    return (
+        len(gap) <= 60
+        and bool(said & {"and", "or"})
+        and len(said) <= 7
+        and not (said & _REASONING or _STOP.search(gap))
+    )
 
 
 def _unwrap(text: str, span: tuple[int, int], partner: dict[int, int]) -> tuple[int, int]:

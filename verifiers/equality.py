@@ -27,9 +27,13 @@ from verifiers.trees import Node, has, postorder, rebuild
 __all__ = ["EqualityPolicy", "Parsed", "Prover", "judge_equal", "math_equal", "read"]
 
 # Not `A, B`: a second letter after the comma is another choice.
-_CHOICE = re.compile(r"\(([A-Ja-j])\).*|\[?([A-Ja-j])\]?(?:[:)].*|,(?!(?:and|or)?\(?[A-Ja-j](?![a-z])).*)?", re.DOTALL)
+_CHOICE = re.compile(r"\(([A-Ja-j])\).*|\[?([A-Ja-j])\]?(?:[:).].*|,(?!(?:and|or)?\(?[A-Ja-j](?![a-z])).*)?", re.DOTALL)
+_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}/\d{1,2}/\d{4}")
+_LETTERS = re.compile(r"[A-J]+")
+_MARKS = re.compile(r"\\(?:text(?:bf|rm)?|math(?:rm|bf)|boxed)(?=\s?\{)|\\[ ,;]|[\s${}*`]")
 _OPTION = re.compile(r"^(?:option|choice|answer)[:\s]*(?=\(?[A-J]\b)", re.IGNORECASE)
 _SEVERAL_CHOICES = re.compile(r"\(?[A-J](?:[,;\s]*(?:and)?[,;\s]*[A-J]){1,9}\)?")
+_ANOTHER = re.compile(r"\([A-Ja-j]\)|(?<![a-zA-Z\\{])[A-J](?![a-zA-Z0-9])|[A-J]\)")
 _LONE_CHOICE = re.compile(r"\(?([A-J])\)?")
 
 
@@ -57,14 +61,18 @@ def _decide(answer: Parsed, reference: Parsed, policy: EqualityPolicy, prover: P
         return no("empty", "the answer is empty")
     if answer.canonical == reference.canonical:
         return yes("text", "the same text")
-    for letter, labelled in ((reference.canonical, answer.canonical), (answer.canonical, reference.canonical)):
+    marked, asked = _markless(answer.text), _markless(reference.text)
+    for letter, labelled in ((asked, marked), (marked, asked)):
         lone, given = _LONE_CHOICE.fullmatch(letter), _CHOICE.fullmatch(_OPTION.sub("", labelled))
-        if lone and given and policy.choices:
+        if lone and given and policy.choices and _names_one(labelled):
             same = (given.group(1) or given.group(2)).upper() == lone.group(1).upper()
             return yes("choice", "the same choice") if same else no("choice", "another choice")
     letters = [_choices(side.canonical) for side in (answer, reference)]
-    if policy.choices and all(letters) and not (answer.canonical.isalpha() and reference.canonical.isalpha()):
+    bare = all(_LETTERS.fullmatch(side.canonical) for side in (answer, reference))
+    if policy.choices and all(letters) and not bare:
         return yes("choice", "the same choices") if letters[0] == letters[1] else no("choice", "other choices")
+    if any(_DATE.fullmatch(side.canonical) for side in (answer, reference)):
+        return no("text", "different dates")
     folded = answer.canonical.casefold() == reference.canonical.casefold()
     if folded and any(side.tree is None or has(side.tree, "text", "unit") for side in (answer, reference)):
         return yes("text", "the same text up to case")
@@ -134,6 +142,17 @@ def _readings(answer: Parsed, reference: Parsed, policy: EqualityPolicy) -> list
 def is_choice(answer: Parsed) -> bool:
     """Whether an answer is the letter of one choice."""
     return _LONE_CHOICE.fullmatch(answer.canonical) is not None
+
+
+def _markless(text: str) -> str:
+    """A text without wrappers, dollars and spaces, short ones only: what a choice could be."""
+    return "" if len(text) > 400 else _MARKS.sub("", text).rstrip(".")
+
+
+def _names_one(canonical: str) -> bool:
+    """Whether what stands behind a choice's letter names no other one and goes on with no operation."""
+    rest = re.sub(r"^\(?\[?[A-Ja-j]\]?\)?", "", _OPTION.sub("", canonical))
+    return rest.startswith(",because") or not (_ANOTHER.search(rest) or rest[:1] in ("+", "-", "*", "/", "^", "(", "="))
 
 
 def _choices(canonical: str) -> frozenset[str]:

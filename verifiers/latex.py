@@ -12,15 +12,15 @@ intervals and keep their brackets; words after a quantity are its unit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 
 from verifiers.cursor import Cursor, Rule, is_whole
-from verifiers.lexer import tokenize
-from verifiers.trees import Node, UnparsableError, num, rebuild
-from verifiers.units import unit_of
+from verifiers.lexer import ARROWS, tokenize
+from verifiers.trees import Node, UnparsableError, is_minus_one, join, num, rebuild, renamer
 
-_RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "~", "in", "->"))
+_RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "~", "in")) | ARROWS
+_CALLED = frozenset(("f", "g", "h"))
+"""Letters that are functions where a bracket follows at once: f(x) is no product."""
 _HALF = num(Fraction(1, 2))
 
 
@@ -35,11 +35,6 @@ def parse(text: str) -> Node:
     if parser.at < len(parser.tokens):
         raise UnparsableError(f"unexpected {parser.peek().text!r} after token {parser.at}")
     return tree
-
-
-def join(op: str, items: list[Node], name: str | None = None) -> Node:
-    """One item stands alone; several become one flat node."""
-    return items[0] if len(items) == 1 else Node(op, tuple(items), name)
 
 
 class _Parser(Cursor):
@@ -150,6 +145,8 @@ class _Parser(Cursor):
                 base = Node("percent", (base,))
             elif self.accept("deg"):
                 base = Node("degree", (base,))
+            elif base.op == "sym" and len(base.name) == 1 and is_whole(self.peek()) and not self.peek().spaced:
+                base = Node("sym", (), f"{base.name}_{self.take().text}")  # x1 is x_1
             elif self.at_op("_", "'") and base.op in ("sym", "const", "text"):
                 base = Node("sym", (), base.name + self.subscript())
             else:
@@ -168,6 +165,10 @@ class _Parser(Cursor):
             part = (yield self.proper_fraction()) if is_whole(token) and self.mixed_follows() else None
             return num(token.value + part.number) if part else whole
         if token.kind in ("sym", "const"):
+            if token.text in _CALLED and self.peek().text == "(" and not self.peek().spaced:
+                self.take()
+                inner = yield self.group("(")
+                return Node("call", inner.args if inner.op == "group" else (inner,), token.text)
             return Node(token.kind, (), token.text)
         if token.kind == "word":
             return Node("text", (), self.words(token.text))
@@ -201,6 +202,9 @@ class _Parser(Cursor):
         if name == "sqrt":
             inner = yield self.factor()
             return Node("pow", (inner, _HALF))
+        if name == "cis":
+            inner = yield self.factor()
+            return Node("pow", (Node("const", (), "e"), Node("mul", (Node("const", (), "i"), inner))))
         if bracketed:
             inner = yield self.atom()
         else:
@@ -212,7 +216,7 @@ class _Parser(Cursor):
                     items = [Node("div", (join("mul", items), (yield self.factor())))]
             inner = join("mul", items)
         args = inner.args if inner.op in ("list", "group") else (inner,)
-        inverse = power is not None and _is_minus_one(power) and name in _INVERSE
+        inverse = power is not None and is_minus_one(power) and name in _INVERSE
         call = Node("call", args if base is None else (*args, base), _INVERSE[name] if inverse else name)
         return Node("pow", (call, power)) if power is not None and not inverse else call
 
@@ -303,7 +307,7 @@ class _Parser(Cursor):
             raise UnparsableError(f"\\{name} without readable limits")
         body = yield self.term()
         variable, start = lower.args
-        rename = _renamer(variable.name)
+        rename = renamer(variable.name)
         args = [rebuild(body, rename), Node("sym", (), variable.name), start]
         return Node("call", tuple(args if upper is None else [*args, upper]), name)
 
@@ -320,20 +324,11 @@ class _Parser(Cursor):
             raise UnparsableError("\\int without limits or without its dx")
         self.at += 1
         variable = self.take().text
-        args = (rebuild(body, _renamer(variable)), Node("sym", (), variable), limits["_"], limits["^"])
+        args = (rebuild(body, renamer(variable)), Node("sym", (), variable), limits["_"], limits["^"])
         return Node("call", args, "int")
 
 
 _INVERSE = {name: "arc" + name for name in ("sin", "cos", "tan", "cot", "sec", "csc")}
-
-
-def _renamer(name: str) -> Callable[[Node], Node | None]:
-    """Reads the constant `i` or `e` as a symbol where it is the index of a sum."""
-    return lambda node: Node("sym", (), name) if node.op == "const" and node.name == name else None
-
-
-def _is_minus_one(node: Node) -> bool:
-    return node.op == "neg" and node.args[0].op == "num" and node.args[0].number == 1
 
 
 def _with_unit(items: list[Node]) -> Node:
@@ -341,7 +336,7 @@ def _with_unit(items: list[Node]) -> Node:
     texts: list[str] = []
     while len(items) > 1 and items[-1].op == "text":
         texts.insert(0, items.pop().name)
-    if len(items) > 1 and items[0].op == "text" and unit_of(items[0].name):
+    if len(items) > 1 and items[0].op == "text" and items[0].name.upper() in ("USD", "EUR", "GBP"):
         texts.append(items.pop(0).name)  # USD 1000
     core = join("mul", items)
     return Node("unit", (core,), " ".join(texts)) if texts else core

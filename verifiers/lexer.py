@@ -13,6 +13,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from verifiers.notation import rewrite
 from verifiers.spelling import respell
 from verifiers.trees import (
     MAX_CHARACTERS,
@@ -39,13 +40,14 @@ class Token(NamedTuple):
 FUNCTIONS = frozenset(
     words(
         "sin cos tan cot sec csc arcsin arccos arctan arccot asin acos atan sinh cosh tanh ln log lg exp abs "
-        "sqrt det gcd lcm max min Re Im arg floor ceil"
+        "sqrt det gcd lcm max min Re Im arg floor ceil sech csch coth arccot arcsec arccsc cis sgn"
     )
 )
 _CONSTANTS = {"pi": "pi", "infinity": "inf", "infty": "inf", "inf": "inf", "oo": "inf", "emptyset": "empty"}
 _CONSTANTS |= {"varnothing": "empty"}
 _WORD_TOKENS = {"and": ",", "or": "or", "percent": "%", "percentage": "%", "pct": "%", "to": ":"}
 _WORD_TOKENS |= dict.fromkeys(words("approximately approx about roughly"), "~")
+_SHORT_WORDS = frozenset(words("yes no on odd tie won win now red new off all any day boy dog god net"))
 _COMMANDS = {
     "cdot": "*", "times": "*", "ast": "*", "div": "/", "le": "<=", "leq": "<=", "leqslant": "<=",
     "ge": ">=", "geq": ">=", "geqslant": ">=", "lt": "<", "gt": ">", "ne": "!=", "neq": "!=",
@@ -54,6 +56,10 @@ _COMMANDS = {
     "colon": ":", "bmod": "mod", "mod": "mod", "pmod": "mod", "lor": "or", "vee": "or", "choose": "choose",
     "land": ",", "prime": "'", "mid": "|",
 }  # fmt: skip
+ARROWS = frozenset(words("-> subset subseteq supset supseteq prec succ parallel perp cong"))
+"""Relations that are the same only when both sides are."""
+_COMMANDS |= {name: name for name in ARROWS if name.isalpha()}
+_COMMANDS |= dict.fromkeys(words("Rightarrow implies Longrightarrow longrightarrow"), "->")
 _BRACKETS = {
     "lbrace": "\\{", "rbrace": "\\}", "lparen": "(", "rparen": ")", "lbrack": "[", "rbrack": "]",
     "langle": "(", "rangle": ")", "lfloor": "lfloor", "rfloor": "rfloor", "lceil": "lceil",
@@ -159,7 +165,7 @@ def _letters(run: str, in_text: bool, spaced: bool) -> list[Token]:
     low = run.casefold()
     if low in _WORD_TOKENS:
         return [Token("op", _WORD_TOKENS[low], spaced)]
-    if in_text and run not in _CONSTANTS:
+    if (in_text and run not in _CONSTANTS) or low in _SHORT_WORDS:
         return [Token("word", run, spaced)]
     if run in FUNCTIONS:
         return [Token("func", run, spaced)]
@@ -178,7 +184,7 @@ def tokenize(source: str) -> list[Token]:
     """All tokens of `source`; UnparsableError for a character or command that means nothing here."""
     if len(source) > MAX_CHARACTERS:
         raise LimitError(f"the text has more than {MAX_CHARACTERS} characters")
-    text = _BRACKETED_BASE.sub(r"\1", respell(source))
+    text = _BRACKETED_BASE.sub(r"\1", rewrite(respell(source)))
     out: list[Token] = []
     at, size, depth, spaced = 0, len(text), 0, False
     braces: list[str] = []

@@ -10,6 +10,7 @@ reference may be a bare answer or a whole solution with a box, `####` or `A:`.
 
 from __future__ import annotations
 
+import re
 import threading
 import traceback
 from collections import OrderedDict
@@ -28,6 +29,12 @@ from verifiers.trees import Node, encode
 
 CACHED_REFERENCES = 4096
 """References that one verifier keeps parsed."""
+_SAYS_MORE = re.compile(
+    r"(?<!\\)\b(?:than|least|most|except|multiples?|divisible|equal to|sum|product|difference|square|root|power|plus"
+    r"|minus|times|twice|half|third|more|less|greater|negative|all|any|every|no|guess|a bit)\b",
+    re.IGNORECASE,
+)
+_CHOICES = re.compile(r"(?<![a-zA-Z])[A-J](?![a-zA-Z])")
 _EXPLICIT = ("boxed", "hashes", "phrase")
 _REFERENCE_POLICY = AnswerPolicy(unfinished_thinking=True)
 
@@ -103,7 +110,8 @@ class MathVerifier:
         found = find_answer(response, policy=self.answer_policy)
         if found is not None:
             verdict = self._judge(found.text, reference)
-            if verdict.score == 1.0 or found.rule in ("boxed", "choice") or not is_choice(reference):
+            several = len(found.text) < 40 and len(set(_CHOICES.findall(found.text))) > 1 and "non" not in found.text
+            if verdict.score == 1.0 or several or found.rule in ("boxed", "choice") or not is_choice(reference):
                 return verdict
         elif not is_choice(reference):
             return Verdict.incorrect("no answer found", kind="no_answer_in_response")
@@ -117,6 +125,8 @@ class MathVerifier:
         explicit = reference_text(answer)
         verdict = self._judge(explicit, known)
         if verdict.score != 1.0 and explicit == answer and (is_prose(answer) or verdict.kind == "answer_unparsable"):
+            if _SAYS_MORE.search(answer):
+                return verdict  # "greater than 5" is not 5
             again = self._verify(answer, reference)
             return verdict if again.kind == "no_answer_in_response" else again
         return verdict

@@ -32,12 +32,17 @@ _NUMBER = re.compile(
     rf"|(?:an?[ ])?(?P<lone>half|quarter)(?:[ ]of)?|an?[ ](?P<one>{_PART}))(?![a-zA-Z-])",
     re.IGNORECASE,
 )
+_MINUS = re.compile(r"(?<![a-zA-Z])(?:minus|negative)\s(?=\d)", re.IGNORECASE)
+_AND_A_HALF = re.compile(rf"(?<![\d.])(\d{{1,9}}) and (?:a|one) ({_PART})(?![a-zA-Z])", re.IGNORECASE)
 _HINT = re.compile(_WORD + "|" + _PART, re.IGNORECASE)
 
 
 def spell_out(text: str) -> str:
     """The text with its number words in digits (`7/2` for three and a half)."""
-    return _NUMBER.sub(_digits, text) if _HINT.search(text) else text
+    if not _HINT.search(text):
+        return text
+    text = _AND_A_HALF.sub(lambda m: f"{int(m[1]) * _denominator(m[2]) + 1}/{_denominator(m[2])}", text)
+    return _MINUS.sub("-", _NUMBER.sub(_digits, text))
 
 
 def _digits(match: re.Match[str]) -> str:

@@ -135,6 +135,12 @@ def _function(name: str, args: list[Enclosure]) -> Enclosure:
         if one.im is None:
             return Enclosure(getattr(mpi, f"mpi_{name}")(one.re, precision), None, precision)
         return rectangle(getattr(mpi, f"mpci_{name}")(as_complex(one), precision), precision)
+    if name in ("sech", "csch", "coth"):
+        upper_name = {"coth": "cosh"}.get(name)
+        below = _function("cosh" if name == "sech" else "sinh", args)
+        return divide(_function(upper_name, args) if upper_name else constant(Fraction(1), precision), below)
+    if name == "sgn" and one.sign():
+        return constant(Fraction(one.sign()), precision)
     if name in ("tan", "cot", "sec", "csc"):
         upper = {"tan": "sin", "cot": "cos"}.get(name)
         lower = _function("cos" if name in ("tan", "sec") else "sin", args)

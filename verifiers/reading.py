@@ -28,6 +28,10 @@ _DECIMAL_COMMA = re.compile(
 )
 _PLAIN = re.compile(r"(-?[0-9]{1,18})(?:\.([0-9]{1,18}))?")
 _REPEATING = re.compile(r"(\d\.\d*)\((\d+)\)")
+_LABEL = re.compile(
+    r"^\s*(?:\\(?:text(?:bf|rm)?|math(?:rm|bf))\s?\{)?\s?(?:\([A-J]\)|[A-J][.):])(?:\s?\}|\\ )?\s?"
+    r"(?=[^\s,;)}])(?!\(?[A-J]\)?(?![a-zA-Z0-9])|(?:\\text\s?\{\s?)?(?:or|and)\b)"
+)
 _AND_DIGIT = re.compile(r"(?<=[a-z])and(?=\d)")
 _ABBREVIATION = re.compile(r"(?<=[A-Za-z])\.")
 
@@ -67,6 +71,7 @@ def _others(text: str) -> tuple[tuple[str, Node], ...]:
     for switch, spelled in (
         ("decimal_comma", _with_comma(text)),
         ("number_words", spell_out(text)),
+        ("choices", _LABEL.sub("", text)),
         ("repeating", _REPEATING.sub(r"\1\\overline{\2}", text)),
     ):
         if spelled != text:
@@ -81,6 +86,8 @@ def _with_comma(text: str) -> str:
     if match is None:
         return text
     before, whole, part, after = match.groups()
+    if len(part) == 1 and len(whole) == 1 and whole != "0":
+        return text  # 1,2 is a list
     if len(part) == 3 and "." not in whole and not whole.startswith("0") and len(whole) <= 3:
         return text  # 1,234 has a thousands separator
     return f"{before}{whole.replace('.', '')}.{part}{after}"

@@ -17,6 +17,8 @@ import random
 from fractions import Fraction
 from typing import TypeAlias
 
+from verifiers.enclosure import constant
+from verifiers.lexer import ARROWS
 from verifiers.numeric import numeric
 from verifiers.scalars import Finding, no, points, yes
 from verifiers.sets import FLIPPED
@@ -42,6 +44,8 @@ def is_label(node: Node) -> bool:
         return first.op in ("sym", "text") and len(rest) == 1 and rest[0].op in ("sym", "num", "group")
     if node.op == "unit":
         return is_label(node.args[0])
+    if node.op == "call" and node.name in ("f", "g", "h"):
+        return True
     return node.op in ("group", "list", "ratio") and all(arg.op == "sym" for arg in node.args)
 
 
@@ -51,9 +55,20 @@ def cut_approximation(node: Node) -> Node:
     if node.op != "rel" or "~" not in signs:
         return node
     at = signs.index("~")
+    if _far_apart(node.args[at], node.args[at + 1]):
+        return node  # 5 ~ 7 is two answers
     if at == 0 and is_label(node.args[0]):
         return Node("rel", node.args[:2], "=")
     return node.args[0] if at == 0 else Node("rel", node.args[: at + 1], " ".join(signs[:at]))
+
+
+def _far_apart(one: Node, two: Node) -> bool:
+    """Whether two numbers that are said to be close differ by more than a twentieth."""
+    try:
+        first, second = numeric(one, 15), numeric(two, 15)
+        return not first.has_zero() and not (second / first).within(constant(Fraction(1), 60), Fraction(1, 20))
+    except (NoValue, LimitError):
+        return False
 
 
 def labelled(node: Node) -> tuple[Node, list[Node]] | None:
@@ -77,6 +92,9 @@ def compare_relations(one: Node, two: Node) -> Finding:
     congruences = _congruence(one), _congruence(two)
     if any(congruences):
         return _compare_congruences(*congruences)
+    if signs[0] == signs[1] and signs[0][0] in ARROWS:
+        same = [key(node) for node in one.args] == [key(node) for node in two.args]
+        return yes("relation", "the same arrow") if same else no("relation", "different arrows")
     (left, first), (right, second) = _difference(one), _difference(two)
     if left != right:
         return no("relation", "different relation signs")

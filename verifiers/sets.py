@@ -33,7 +33,7 @@ def as_set(node: Node) -> Named | None:
         return _relation(node)
     if node.op in ("list", "union"):
         return _several(node)
-    if node.op == "sym" and node.name == REALS:
+    if (node.op == "sym" and node.name == REALS) or _says_reals(node):
         return "", [_interval(_MINUS_INFINITY, _INFINITY, "()")]
     if node.op == "minus" and node.args[0].op == "sym" and node.args[0].name == REALS:
         return _without(node.args[1])
@@ -48,7 +48,11 @@ def is_described(node: Node) -> bool:
     """Whether the set is described (by a relation, R, or a difference) and not written out."""
     if node.op in ("list", "union"):
         return any(is_described(arg) for arg in node.args)
-    return node.op in ("rel", "minus") or (node.op == "sym" and node.name == REALS)
+    return node.op in ("rel", "minus") or (node.op == "sym" and node.name == REALS) or _says_reals(node)
+
+
+def _says_reals(node: Node) -> bool:
+    return node.op == "text" and node.name.casefold() in ("all real numbers", "all reals", "real numbers", "all real")
 
 
 def _interval(low: Node, high: Node, brackets: str) -> Node:

@@ -9,15 +9,31 @@ pairs are bounded by counters.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
+from verifiers.forms import (
+    as_matrix,
+    below_one,
+    by_name,
+    choose,
+    expand,
+    infinity,
+    is_total,
+    letters,
+    merge,
+    once,
+    plain,
+    same_constants,
+    stated,
+    unit,
+    unnamed,
+)
 from verifiers.matrices import evaluate
 from verifiers.relations import compare_relations, cut_approximation, labelled, operators
 from verifiers.scalars import UNPROVED, EqualityPolicy, Finding, compare_values, no, yes
 from verifiers.sets import as_set, is_described
-from verifiers.trees import Node, has, key, postorder, rebuild, symbols
-from verifiers.units import as_quantity, units_differ
+from verifiers.trees import Node, has, key, symbols
+from verifiers.units import units_differ
 
 Prover = Callable[[Node, Node], Finding]
 """The last stage: two trees to a finding."""
@@ -30,66 +46,12 @@ MAX_BRANCHES = 64
 """Most values that the plus-minus signs of one answer may stand for."""
 
 
-def _letters(text: str) -> str:
-    """Letters and digits only, to compare words."""
-    return "".join(re.findall(r"[^\W_]+", text)).casefold()
-
-
 def _every(findings: list[Finding]) -> Finding:
     """All equal is equal; any unequal is unequal; otherwise the first that could not tell."""
     for finding in findings:
         if finding.equal is False:
             return finding
     return next((f for f in findings if f.equal is None), findings[-1] if findings else yes("elements"))
-
-
-def _expand(root: Node) -> Node:
-    """Every plus-minus as the list of its values, all signs of one expression chosen together."""
-    if not has(root, "pm"):
-        return root
-
-    def branch(upper: bool) -> Node:
-        def change(node: Node) -> Node | None:
-            if node.op != "pm":
-                return None
-            plus = (node.name == "+-") == upper
-            last = node.args[-1] if plus else Node("neg", (node.args[-1],))
-            return Node("add", (node.args[0], last)) if len(node.args) == 2 else last
-
-        return rebuild(root, change)
-
-    if root.op in ("list", "group"):
-        items: list[Node] = []
-        for arg in root.args:
-            wider = _expand(arg)
-            splits = wider.op == "list" and arg.op != "list"
-            items.extend(wider.args if splits else (wider,))
-        return Node(root.op, tuple(items), root.value)
-    return Node("list", (branch(True), branch(False)))
-
-
-def _merge(node: Node) -> list[Node]:
-    """The parts of a union."""
-    parts: list[Node] = []
-    stack = [node]
-    while stack:
-        top = stack.pop()
-        if top.op == "union":
-            stack.extend(top.args)
-        elif top.op == "group" and top.name == "{}":
-            parts.extend(top.args)
-        else:
-            parts.append(top)
-    return parts
-
-
-def _as_matrix(node: Node) -> Node:
-    """`[[1,2],[3,4]]` as a matrix; anything else as it is."""
-    rows = node.args
-    nested = node.op == "group" and node.name == "[]" and all(r.op == "group" and r.name == "[]" for r in rows)
-    if not nested or len({len(row.args) for row in rows}) != 1:
-        return node
-    return Node("matrix", tuple(Node("group", row.args, "row") for row in rows), "pmatrix")
 
 
 class Comparison:
@@ -106,7 +68,7 @@ class Comparison:
             return yes("structure", "the same expression") if same else no("exact", "different rational numbers")
         if depth > MAX_NESTING:
             return Finding(None, "limit", f"lists nest deeper than {MAX_NESTING}")
-        one, two = _expand(cut_approximation(one)), _expand(cut_approximation(two))
+        one, two = expand(cut_approximation(one)), expand(cut_approximation(two))
         if key(one) == key(two):
             return yes("structure", "the same expression")
         if self.policy.relations_as_intervals and (is_described(one) or is_described(two)):
@@ -118,8 +80,8 @@ class Comparison:
         if one.op == "rel" or two.op == "rel":
             return self._relations(one, two, depth)
         if "union" in (one.op, two.op):
-            return self._unordered(_merge(one), _merge(two), depth)
-        one, two = (evaluate(_as_matrix(node)) for node in (_unnamed(one, two), _unnamed(two, one)))
+            return self._unordered(merge(one), merge(two), depth)
+        one, two = (evaluate(as_matrix(node)) for node in (unnamed(one, two), unnamed(two, one)))
         if "matrix" in (one.op, two.op):
             return self._matrices(one, two, depth)
         if one.op in ("list", "group") or two.op in ("list", "group"):
@@ -135,11 +97,13 @@ class Comparison:
                 if finding.equal:
                     return finding
             a, b = labelled(one), labelled(two)
-            if a and b and (len(one.args) > 2 or len(two.args) > 2 or not _plain(a[0]) or not _plain(b[0])):
-                alike = key(a[0]) == key(b[0]) or not (_plain(a[0]) and _plain(b[0]))
-                return self._chain(_stated(a[1]), b[1][-1], depth) if alike else no("relation", "other names")
+            if a and b and (len(one.args) > 2 or len(two.args) > 2 or not plain(a[0]) or not plain(b[0])):
+                alike = key(a[0]) == key(b[0]) or "text" in (a[0].op, b[0].op)
+                return self._chain(stated(a[1]), b[1][-1], depth) if alike else no("relation", "other names")
             return compare_relations(one, two)
         relation, other = (one, two) if one.op == "rel" else (two, one)
+        if relation is one and policy.drop_labels and is_total(relation):
+            return self.same(relation.args[1], other, depth + 1)
         if policy.relations_as_intervals and operators(relation) == ["in"]:
             return self._swap(relation.args[1], other, relation is one, depth)
         if not policy.drop_labels or set(operators(relation)) != {"="}:
@@ -147,7 +111,7 @@ class Comparison:
         label = labelled(relation)
         if label is None and (len(symbols(relation)) > 0 or relation.args[0].op in ("list", "group")):
             return no("relation", "an equation against a value")
-        values = _stated(label[1]) if label else list(relation.args)
+        values = stated(label[1]) if label else list(relation.args)
         return self._chain(values, other, depth, swapped=relation is two)
 
     def _swap(self, mine: Node, other: Node, first: bool, depth: int) -> Finding:
@@ -155,26 +119,37 @@ class Comparison:
 
     def _chain(self, values: list[Node], other: Node, depth: int, *, swapped: bool = False) -> Finding:
         """A value given as `a = b = c` equals `other` when every link does; names on the way say nothing."""
-        told = [value for value in values[:-1] if not _plain(value)]
+        told = [value for value in values[:-1] if not plain(value)]
         return _every([self._swap(value, other, not swapped, depth) for value in [values[-1], *told]])
 
     def _collections(self, one: Node, two: Node, depth: int) -> Finding:
         for left, right in ((one, two), (two, one)):
             single = left.op == "list" or left.name == "{}"
-            if single and len(left.args) == 1 and right.op not in ("list", "group"):
+            if single and len(left.args) == 1 and right.op not in ("list", "group") and not depth:
+                if "empty" in (left.args[0].name, right.name):
+                    return no("shape", "a set that holds the empty set")
                 return self._swap(left.args[0], right, left is one, depth)
         if one.op not in ("list", "group") or two.op not in ("list", "group"):
+            several, value = (one, two) if one.op in ("list", "group") else (two, one)
+            if several.op == "list" and several.name == "or":  # 3/8 or 0.375
+                return _every([self._swap(item, value, several is one, depth) for item in several.args])
             return no("shape", "a single value against several")
-        if len(one.args) != len(two.args):
+        if len(one.args) != len(two.args) and (one.name, two.name) != ("{}", "{}"):
             return no("shape", f"{len(one.args)} items against {len(two.args)}")
+        one, two = by_name(one, two), by_name(two, one)
         bare = [node.op == "list" for node in (one, two)]
         as_set = [node.name == "{}" for node in (one, two)]
+        if all(as_set):
+            one, two = once(one), once(two)
+            if len(one.args) == len(two.args):
+                return self._unordered(list(one.args), list(two.args), depth)
         if all(as_set) or (any(as_set) and any(bare)) or (all(bare) and not self._ordered(one, two)):
             return self._unordered(list(one.args), list(two.args), depth)
         if one.op == two.op and one.name != two.name:
             return no("brackets", f"brackets {one.name} against {two.name}")
-        if any(bare) and not all(bare) and not self.policy.lists_as_tuples:
-            return no("brackets", "a bare list against a tuple")
+        half_open = {one.name, two.name} & {"[)", "(]"}
+        if any(bare) and not all(bare) and (half_open or not self.policy.lists_as_tuples):
+            return no("brackets", "a bare list against a tuple or an interval")
         if any(as_set):
             return no("brackets", "a set against a tuple")
         return self._elementwise(list(one.args), list(two.args), depth)
@@ -238,17 +213,19 @@ class Comparison:
         return self._prove(one, two)
 
     def _scalars(self, one: Node, two: Node) -> Finding:
-        one, two = _same_imaginary(one, two), _same_imaginary(two, one)
-        one, two = _choose(one), _choose(two)
-        (one, mine), (two, other) = _unit(one, two), _unit(two, one)
+        one, two = same_constants(one, two), same_constants(two, one)
+        one, two = choose(one), choose(two)
+        (one, mine), (two, other) = unit(one, two), unit(two, one)
         if not self.policy.differing_units and units_differ(mine, other):
             return no("units", f"different units: {mine!r} and {other!r}"[:200])
         if "text" in (one.op, two.op):
-            same = one.op == two.op and _letters(one.name) == _letters(two.name)
+            same = one.op == two.op and letters(one.name) == letters(two.name)
+            if {one.op, two.op} == {"text", "const"} and "empty" in (one.name, two.name):
+                same = letters(one.name if one.op == "text" else two.name) in ("nosolution", "norealsolution")
             return yes("text", "the same words") if same else no("text", "different words")
         if "empty" in (one.name, two.name):
             return no("shape", "the empty set on one side")
-        infinite = [_infinity(node) for node in (one, two)]
+        infinite = [infinity(node) for node in (one, two)]
         if any(infinite):
             same = infinite[0] == infinite[1]
             return yes("infinity", "the same infinity") if same else no("infinity", "an infinity on one side")
@@ -258,6 +235,7 @@ class Comparison:
             and self.policy.percent == "either"
             and mine == other == ""
             and (one.op == "percent") != (two.op == "percent")
+            and not any(below_one(node) for node in (one, two))
         ):
             bare = [node.args[0] if node.op == "percent" else node for node in (one, two)]
             again = compare_values(bare[0], bare[1], self.policy)
@@ -268,54 +246,3 @@ class Comparison:
         if has(one, "text", "ratio", "minus", "inter") or has(two, "text", "ratio", "minus", "inter"):
             return no("structure", "different expressions")
         return self.prover(one, two) if self.policy.symbolic else UNPROVED
-
-
-def _unnamed(node: Node, other: Node) -> Node:
-    """`P(3, 4)` as `(3, 4)` where the other side has no name."""
-    named = node.op == "mul" and len(node.args) == 2 and node.args[0].op == "sym"
-    return node.args[1] if named and node.args[1].op == "group" and other.op in ("group", "list") else node
-
-
-def _stated(values: list[Node]) -> list[Node]:
-    """Of a named value's chain what is stated: the last link and plain numbers; the rest is how it was computed."""
-    return [value for value in values[:-1] if value.op in ("num", "list", "group")] + values[-1:]
-
-
-def _plain(label: Node) -> bool:
-    return label.op == "sym"
-
-
-def _same_imaginary(node: Node, other: Node) -> Node:
-    """`3 + 4j` with i in place of j, where the other side has i and no j."""
-    if "j" not in symbols(node) or "j" in symbols(other) or not any(n.name == "i" for n in postorder(other)):
-        return node
-    return rebuild(node, lambda n: Node("const", (), "i") if n.op == "sym" and n.name == "j" else None)
-
-
-def _choose(root: Node) -> Node:
-    """`C(5, 2)` as a binomial coefficient."""
-
-    def change(node: Node) -> Node | None:
-        called = node.op == "mul" and len(node.args) == 2 and node.args[0].name == "C" and node.args[1].op == "group"
-        pair = node.args[1].args if called else ()
-        numbers = len(pair) == 2 and all(arg.op == "num" for arg in pair)
-        return Node("call", pair, "binom") if numbers else None
-
-    return rebuild(root, change)
-
-
-def _unit(node: Node, other: Node) -> tuple[Node, str]:
-    """(quantity, unit) of a value; letters are units where the other side has one."""
-    if node.op == "unit":
-        return node.args[0], node.name
-    if other.op == "unit" and (quantity := as_quantity(node)):
-        return quantity
-    return (node.args[0], "degree") if node.op == "degree" else (node, "")
-
-
-def _infinity(node: Node) -> int:
-    """+1 or -1 for an infinity, 0 for anything else."""
-    sign = 1
-    while node.op == "neg":
-        sign, node = -sign, node.args[0]
-    return sign if node.op == "const" and node.name == "inf" else 0

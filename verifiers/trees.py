@@ -117,6 +117,21 @@ def rebuild(root: Node, change: Callable[[Node], Node | None]) -> Node:
     return fold(root, combine)
 
 
+def join(op: str, items: list[Node], name: str | None = None) -> Node:
+    """One item stands alone; several become one flat node."""
+    return items[0] if len(items) == 1 else Node(op, tuple(items), name)
+
+
+def renamer(name: str) -> Callable[[Node], Node | None]:
+    """Reads the constant `i` or `e` as a symbol where it is the index of a sum."""
+    return lambda node: Node("sym", (), name) if node.op == "const" and node.name == name else None
+
+
+def is_minus_one(node: Node) -> bool:
+    """Whether a node is -1 written out."""
+    return node.op == "neg" and node.args[0].op == "num" and node.args[0].number == 1
+
+
 def measure(root: Node) -> tuple[int, int]:
     """(nodes, depth)."""
     count = sum(1 for _ in postorder(root))

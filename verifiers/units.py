@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from verifiers.trees import Node, fold, num, symbols
+from verifiers.trees import Node, fold, num, symbols, words
 
 _GROUPS = (
     "mm millimeter millimeters millimetre millimetres|cm centimeter centimeters centimetre centimetres|"
@@ -18,7 +18,11 @@ _GROUPS = (
     "kg kilogram kilograms|lb lbs pound pounds|oz ounce ounces|ton tons|ml mL milliliter milliliters|"
     "l L liter liters litre litres|gal gallon gallons|s sec secs second seconds|min mins minute minutes|"
     "h hr hrs hour hours|day days|week weeks|month months|year years|cent cents|dollar dollars USD|"
-    "euro euros EUR|pound_sterling GBP|degree degrees deg|radian radians rad|unit units|acre acres"
+    "euro euros EUR|pound_sterling GBP|N newton newtons|J joule joules|W watt watts|V volt volts|"
+    "A amp amps ampere amperes|K kelvin kelvins|Pa pascal pascals|Hz hertz|mol mole moles|ohm ohms Omega|degC celsius|"
+    "degF fahrenheit|kWh|kJ|kN|kW|kPa|MPa|kHz|mV|mA|AM am|PM pm|north|south|east|west|left|right|up|down|increase|"
+    "decrease|profit|loss|gain|BC|AD|"
+    "win wins|losses|degree degrees deg|radian radians rad|unit units|acre acres"
 )
 CANONICAL = {name: group.split()[0] for group in _GROUPS.split("|") for name in group.split()}
 CANONICAL |= {"mph": "mi/h", "kph": "km/h", "square": "^2", "sq": "^2", "cubic": "^3", "per": "/"}
@@ -27,6 +31,9 @@ UNIT_NAMES = frozenset(name for name in CANONICAL if len(name) > 2 and name not 
     ("mm", "cm", "km", "kg", "mg", "ml", "ft", "lb", "oz", "hr", "mi", "yd")
 )
 UNIT_LETTERS = frozenset(name for name in CANONICAL if len(name) == 1)
+TELLING = frozenset(
+    words("wrong false not least most than minimum maximum below above even odd except more less twelfths tenths")
+)
 _PIECE = re.compile(r"[A-Za-z]+|/|\^\s*\{?\s*(\d)\s*\}?")
 
 
@@ -80,7 +87,14 @@ def as_quantity(root: Node) -> tuple[Node, str] | None:
     return fold(root, combine)
 
 
+def _telling(text: str) -> set[str]:
+    """Words behind a number that change what is said: `5 at least` is not 5."""
+    return set(re.findall(r"[a-z]+", text.lower())) & TELLING
+
+
 def units_differ(first: str, second: str) -> bool:
-    """Whether both texts name known units and not the same ones."""
+    """Whether both texts name known units and not the same ones, or one says more than a unit."""
     one, two = unit_of(first), unit_of(second)
+    if _telling(first) != _telling(second):
+        return True
     return bool(one) and bool(two) and one != two
