@@ -61,7 +61,7 @@ class _Parser(Cursor):
             raise self.fail("an expression")
         if all(len(part) == 1 for part in parts):
             return join("list", [part[0] for part in parts], either)
-        return join("list", [join("list", part) for part in parts], either)
+        return join("list", [join("list", part, either) for part in parts], either)
 
     def statement(self) -> Rule:
         operators: list[str] = []

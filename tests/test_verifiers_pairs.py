@@ -1,0 +1,28 @@
+"""Answers as language models write them, against references: 1,800 pairs and responses of a hostile review.
+
+`answer_pairs.jsonl` holds {"answer", "reference", "equal", "response"}: a reviewer who had not seen the code wrote the
+rows and judged them by hand. It keeps those that the verifier decides as the reviewer did, so that none is lost again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from verifiers.equality import math_equal
+from verifiers.maths import MathVerifier
+
+ROWS = [json.loads(line) for line in Path(__file__).with_name("answer_pairs.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize("response", [True, False])
+def test_as_the_reviewer_judged(equal: bool, response: bool) -> None:
+    verifier = MathVerifier()
+    rows = [row for row in ROWS if (row["equal"], row["response"]) == (equal, response)]
+    assert len(rows) > 70
+    judge = verifier.verify if response else math_equal
+    missed = [row for row in rows if judge(row["answer"], row["reference"]).score != float(equal)]
+    assert missed == []
