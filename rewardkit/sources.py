@@ -1,4 +1,4 @@
-"""Where problems come from: a file, a hub data set, or the playground.
+"""Where problems and labelled steps come from: a file, a hub data set, or the playground.
 
 `playground:test:300` means the first 300 problems of the playground's test split; anything else is a path or hub
 id for `verifiers.load_problems`.
@@ -6,12 +6,17 @@ id for `verifiers.load_problems`.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rewardkit import playground
 from verifiers.core import Problem
 from verifiers.errors import ConfigError
 from verifiers.records import load_problems
+
+if TYPE_CHECKING:
+    from prm.formats import StepRow
 
 
 def problems_from(
@@ -50,3 +55,13 @@ def as_chat(problems: list[Problem], tokenizer: Any) -> list[Problem]:
         else problem
         for problem in problems
     ]
+
+
+def labelled_rows(paths: Sequence[Path], layout: str = "stepwise") -> list[StepRow]:
+    """Step-labelled rows of files in one layout: `stepwise` (TRL's or ours) or one of `prm.public_formats`."""
+    from prm.formats import read_stepwise
+    from prm.public_formats import read_public
+
+    if layout == "stepwise":
+        return [row for path in paths for row in read_stepwise(path)]
+    return [row for path in paths for row in read_public(path, layout)]

@@ -189,3 +189,20 @@ def test_unknown_layouts_are_refused(tmp_path: Path) -> None:
     unlabelled = StepRow(prompt="q", completions=("a",), successes=(0,), trials=(0,))
     with pytest.raises(DataError, match="Math-Shepherd rows have a label on every step; step 1"):
         to_math_shepherd(unlabelled)
+
+
+def test_other_layouts_are_read_by_the_command_line(tmp_path: Path, tiny_policy: Path) -> None:
+    from prm.train_config import TrainConfig
+    from rewardkit.cli.prm import EvalJob, TrainJob, evaluate, train
+
+    data = tmp_path / "shepherd.jsonl"
+    data.write_text("\n".join(json.dumps(SHEPHERD) for _ in range(4)) + "\n")
+    config = TrainConfig(init=str(tiny_policy), steps=1, rows=2, micro_rows=2, warmup=0)
+    assert train(TrainJob(data=(data,), layout="math_shepherd", train=config, out=tmp_path / "run")) == 0
+    bench = tmp_path / "bench.jsonl"
+    rows = [{**BENCH, "id": "same", "steps": ["a", "b", "c"], "label": label} for label in (-1, 0, 1, 2)]
+    bench.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    job = EvalJob(model=str(tmp_path / "run" / "model"), data=(bench,), layout="processbench", out=tmp_path / "eval")
+    assert evaluate(job) == 0
+    figures = json.loads((tmp_path / "eval" / "results.json").read_text())["steps"]
+    assert figures["first_error_f1"]["erroneous"] == 3 and figures["first_error_f1"]["correct"] == 1

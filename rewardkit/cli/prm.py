@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,7 +93,9 @@ class TrainJob:
     """What `prm train` learns from."""
 
     data: tuple[Path, ...]
-    """Stepwise files (TRL layout or ours, .jsonl or .jsonl.gz); may be given several times."""
+    """Files of labelled steps (.jsonl or .jsonl.gz); may be given several times."""
+    layout: str = "stepwise"
+    """stepwise (TRL's or ours), math_shepherd, prm800k, math_aps, math_aps_tree, processbench or rlhflow."""
     train: Annotated[TrainConfig, Parameter(name="*")]
     """How it is fitted."""
     out: Path | None = None
@@ -109,12 +110,12 @@ def train(job: TrainJob) -> int:
     rewardkit prm train --init data/playground/policy --data runs/labels/labels.jsonl --out runs/prm
     rewardkit prm train --init runs/prm/model --data new.jsonl --steps 200 --lm-weight 0.5
     """
-    from prm.formats import read_stepwise
     from prm.training import fit
     from rewardkit.report import write_report
     from rewardkit.runs import RunFolder
+    from rewardkit.sources import labelled_rows
 
-    rows = [row for path in job.data for row in read_stepwise(path)]
+    rows = labelled_rows(job.data, job.layout)
     with RunFolder.create("prm train", job, out=job.out) as run:
         report = fit(
             rows,
@@ -138,7 +139,9 @@ class EvalJob:
     model: str
     """Process reward model: checkpoint folder or hub id."""
     data: tuple[Path, ...] = ()
-    """Stepwise files whose labels are the truth (a step is bad when none of its trials succeeded)."""
+    """Files whose labels are the truth (a step is bad when none of its trials succeeded)."""
+    layout: str = "stepwise"
+    """Layout of --data, as in `prm train`."""
     policy: str | None = None
     """Instead of --data: draw playground responses from this policy and use their computable step truth."""
     problems: str = "playground:test:300"
@@ -194,7 +197,7 @@ def evaluate(job: EvalJob) -> int:
         }
         samples = sample_rows(searched.pools)
     else:
-        results["steps"] = step_figures(_labelled_steps(job.data, model))
+        results["steps"] = step_figures(_labelled_steps(job, model))
         samples = []
     with RunFolder.create("prm eval", job, out=job.out) as run:
         run.write_json("results.json", results)
@@ -233,15 +236,17 @@ def _playground_pools(job: EvalJob, model: Any) -> tuple[Any, Any]:
     return searched, engine
 
 
-def _labelled_steps(paths: Sequence[Path], model: Any) -> list[Any]:
-    """Scores beside labels; once a step is bad, all after it are unsound. Unlabelled rows are left out."""
+def _labelled_steps(job: EvalJob, model: Any) -> list[Any]:
+    """Scores beside labels, labelled steps alone; once a step is bad, all after it are unsound."""
     from prm.evaluate import ScoredSteps
-    from prm.formats import read_stepwise
+    from rewardkit.sources import labelled_rows
 
-    rows = [row for path in paths for row in read_stepwise(path) if all(row.trials)]
+    rows = [row for row in labelled_rows(job.data, job.layout) if any(row.trials)]
     scores = model.score_steps([row.problem for row in rows], [row.response for row in rows])
     found = []
     for row, values in zip(rows, scores, strict=True):
-        sound = [all(s > 0 for s in row.successes[: t + 1]) for t in range(len(row.successes))]
-        found.append(ScoredSteps(problem_id=row.problem_id or str(row.prompt), scores=values, sound=tuple(sound)))
+        labelled = [t for t, n in enumerate(row.trials) if n]
+        sound = tuple(all(row.successes[s] > 0 for s in labelled if s <= t) for t in labelled)
+        name = row.problem_id or str(row.prompt)
+        found.append(ScoredSteps(problem_id=name, scores=tuple(values[t] for t in labelled), sound=sound))
     return found
