@@ -125,7 +125,7 @@ class MathVerifier:
         explicit = reference_text(answer)
         verdict = self._judge(explicit, known)
         if verdict.score != 1.0 and explicit == answer and (is_prose(answer) or verdict.kind == "answer_unparsable"):
-            if _SAYS_MORE.search(answer):
+            if _SAYS_MORE.search(answer, 0, 2_000):
                 return verdict  # "greater than 5" is not 5
             again = self._verify(answer, reference)
             return verdict if again.kind == "no_answer_in_response" else again
