@@ -1,7 +1,8 @@
 """Answers as language models write them, against references: 1,800 pairs and responses of a hostile review.
 
-`answer_pairs.jsonl` holds {"answer", "reference", "equal", "response"}: a reviewer who had not seen the code wrote the
-rows and judged them by hand. It keeps those that the verifier decides as the reviewer did, so that none is lost again.
+`answer_pairs.jsonl` holds {"answer", "reference", "equal", "response"}: a reviewer wrote the rows and judged them, two
+thirds before reading any code, the rest aimed at weak spots found in it. Kept are those that the verifier decides as
+the reviewer did, so that none is lost again: this is a regression set and says nothing of accuracy.
 """
 
 from __future__ import annotations
