@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from hostile import HOSTILE, fuzz_text
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from verifiers.core import Outcome
 from verifiers.maths import MathVerifier
@@ -27,7 +29,8 @@ def verifier() -> MathVerifier:
 def script(code: str) -> str:
     """What a program prints that runs in an interpreter of its own."""
     lines = [f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]", code]
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -43,21 +46,26 @@ def test_every_case_is_answered_and_right(case: str, verifier: MathVerifier) -> 
         assert verdict.outcome is (Outcome.CORRECT if equal else Outcome.INCORRECT), verdict
 
 
-def test_random_texts_are_answered() -> None:
-    draw, verifier = random.Random(7), MathVerifier(equality_policy=EqualityPolicy(symbolic=False))
-    for _ in range(2_000):
-        one, two = fuzz_text(draw), fuzz_text(draw)
-        start = time.process_time()
-        assert "defect" not in (verifier.verify(one, two).kind, verifier.compare(one, two).kind), (one, two)
-        assert verifier.compare(one, one).score != 0.0 or not one.strip()
-        assert time.process_time() - start < 3.0, (one, two)
+PLAIN = MathVerifier(equality_policy=EqualityPolicy(symbolic=False))
+
+
+@settings(max_examples=2_000, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_random_texts_are_answered(draw: random.Random) -> None:
+    one, two = fuzz_text(draw), fuzz_text(draw)
+    start = time.process_time()
+    assert "defect" not in (PLAIN.verify(one, two).kind, PLAIN.compare(one, two).kind)
+    assert PLAIN.compare(one, one).score != 0.0 or not one.strip()
+    assert time.process_time() - start < 3.0
 
 
 def test_nothing_that_is_judged_is_run() -> None:
     """No code is compiled or executed, nothing imported, opened or started, once the first verdict is given."""
     found = script(
         """
-from hostile import HOSTILE
+import json, random
+from pathlib import Path
+from hostile import HOSTILE, fuzz_text
 from verifiers.maths import MathVerifier
 from verifiers.scalars import EqualityPolicy
 verifier = MathVerifier(equality_policy=EqualityPolicy(symbolic=False))
@@ -65,20 +73,25 @@ warm = ["1/2", "sqrt(2)", "x+1", "x>3", "1e3", "3 cm", r"\\sin 1", r"\\arctan(e^
 for text in warm:
     for other in warm:
         verifier.compare(text, other)
+draw = random.Random(3)
+judged = [(response, reference) for response, reference, _ in HOSTILE.values()]
+judged += [(row["answer"], row["reference"]) for row in map(json.loads, Path("tests/answer_pairs.jsonl").open())]
+judged += [(fuzz_text(draw), fuzz_text(draw)) for _ in range(700)]
 events, bad = set(), ("exec", "compile", "import", "open", "os.", "subprocess.", "socket.", "ctypes.", "pickle.")
 watching = True
 def hook(event, arguments):
     if watching and event.startswith(bad):
         events.add((event, str(arguments)[:200]))
 sys.addaudithook(hook)
-for response, reference, _ in HOSTILE.values():
+for response, reference in judged:
     verifier.compare(response, reference)
     verifier.verify(response, reference)
 watching = False
-print(sorted(events))
+print(len(judged), sorted(events))
 """
     )
-    assert found.strip() == "[]"
+    asked, events = found.strip().split(" ", 1)
+    assert int(asked) > 2_500 and events == "[]"
     assert not Path("/tmp/rewardkit-was-here").exists()
 
 
