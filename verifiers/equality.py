@@ -1,7 +1,7 @@
 """Are two answers equal? In stages, each with a definite yes, a definite no, or "go on".
 
     text        the same text up to spacing, wrappers and case
-    choice      a single letter against a labelled choice
+    choice      letters of multiple choice (verifiers.choices)
     parse       both as trees (verifiers.latex)
     structure   sets and lists without order, tuples, intervals (brackets matter) and matrices by element,
                 equations and inequalities by proportion (verifiers.relations)
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import re
 
+from verifiers.choices import compare_choices
 from verifiers.core import Verdict
 from verifiers.reading import Parsed, read
 from verifiers.scalars import EqualityPolicy, Finding, no, yes
@@ -26,15 +27,7 @@ from verifiers.trees import Node, has, postorder, rebuild
 
 __all__ = ["EqualityPolicy", "Parsed", "Prover", "judge_equal", "math_equal", "read"]
 
-# Not `A, B`: a second letter after the comma is another choice.
-_CHOICE = re.compile(r"\(([A-Ja-j])\).*|\[?([A-Ja-j])\]?(?:[:).].*|,(?!(?:and|or)?\(?[A-Ja-j](?![a-z])).*)?", re.DOTALL)
 _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}/\d{1,2}/\d{4}")
-_LETTERS = re.compile(r"[A-J]+")
-_MARKS = re.compile(r"\\(?:text(?:bf|rm)?|math(?:rm|bf)|boxed)(?=\s?\{)|\\[ ,;]|[\s${}*`]")
-_OPTION = re.compile(r"^(?:option|choice|answer)[:\s]*(?=\(?[A-J]\b)", re.IGNORECASE)
-_SEVERAL_CHOICES = re.compile(r"\(?[A-J](?:[,;\s]*(?:and)?[,;\s]*[A-J]){1,9}\)?")
-_ANOTHER = re.compile(r"\([A-Ja-j]\)|(?<![a-zA-Z\\{])[A-J](?![a-zA-Z0-9])|[A-J]\)")
-_LONE_CHOICE = re.compile(r"\(?([A-J])\)?")
 
 
 def math_equal(a: str, b: str, *, policy: EqualityPolicy | None = None) -> Verdict:
@@ -61,16 +54,8 @@ def _decide(answer: Parsed, reference: Parsed, policy: EqualityPolicy, prover: P
         return no("empty", "the answer is empty")
     if answer.canonical == reference.canonical:
         return yes("text", "the same text")
-    marked, asked = _markless(answer.text), _markless(reference.text)
-    for letter, labelled in ((asked, marked), (marked, asked)):
-        lone, given = _LONE_CHOICE.fullmatch(letter), _CHOICE.fullmatch(_OPTION.sub("", labelled))
-        if lone and given and policy.choices and _names_one(labelled):
-            same = (given.group(1) or given.group(2)).upper() == lone.group(1).upper()
-            return yes("choice", "the same choice") if same else no("choice", "another choice")
-    letters = [_choices(side.canonical) for side in (answer, reference)]
-    bare = all(_LETTERS.fullmatch(side.canonical) for side in (answer, reference))
-    if policy.choices and all(letters) and not bare:
-        return yes("choice", "the same choices") if letters[0] == letters[1] else no("choice", "other choices")
+    if policy.choices and (found := compare_choices(answer, reference)):
+        return found
     if any(_DATE.fullmatch(side.canonical) for side in (answer, reference)):
         return no("text", "different dates")
     folded = answer.canonical.casefold() == reference.canonical.casefold()
@@ -89,11 +74,11 @@ def _decide(answer: Parsed, reference: Parsed, policy: EqualityPolicy, prover: P
     for one, two, switch in _readings(answer, reference, policy):
         if not policy.letter_case:
             one, two = rebuild(one, _lower), rebuild(two, _lower)
-        found = comparison.same(one, two)
-        if found.equal:
-            found = _form(one, two, policy) or found
-            return found._replace(reason=f"{found.reason} ({switch.replace('_', ' ')})") if switch else found
-        finding = finding or found
+        result = comparison.same(one, two)
+        if result.equal:
+            result = _form(one, two, policy) or result
+            return result._replace(reason=f"{result.reason} ({switch.replace('_', ' ')})") if switch else result
+        finding = finding or result
     return finding or no("answer_unparsable", f"the answer cannot be read: {answer.problem}")
 
 
@@ -137,29 +122,3 @@ def _readings(answer: Parsed, reference: Parsed, policy: EqualityPolicy) -> list
                 continue
             pairs.append((one, two, first or second))
     return pairs
-
-
-def is_choice(answer: Parsed) -> bool:
-    """Whether an answer is the letter of one choice."""
-    return _LONE_CHOICE.fullmatch(answer.canonical) is not None
-
-
-def _markless(text: str) -> str:
-    """A text without wrappers, dollars and spaces, short ones only: what a choice could be."""
-    return "" if len(text) > 400 else _MARKS.sub("", text).rstrip(".")
-
-
-def _names_one(canonical: str) -> bool:
-    """Whether what stands behind a choice's letter names no other one and goes on with no operation."""
-    rest = re.sub(r"^\(?\[?[A-Ja-j]\]?\)?", "", _OPTION.sub("", canonical))
-    return rest.startswith(",because") or not (_ANOTHER.search(rest) or rest[:1] in ("+", "-", "*", "/", "^", "(", "="))
-
-
-def _choices(canonical: str) -> frozenset[str]:
-    """Several choices named by their letters, `ACD` or `A, C, D`; empty for anything else.
-
-    Two runs of letters (`ABC` and `ACB`) are not compared as choices: they may be names, whose order matters.
-    """
-    match = _SEVERAL_CHOICES.fullmatch(canonical)
-    letters = re.findall("[A-J]", canonical) if match else []
-    return frozenset(letters) if len(letters) == len(set(letters)) else frozenset()

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from verifiers.answers import AnswerPolicy, find_answer, find_choice, is_prose
 from verifiers.batch import BatchPool
+from verifiers.choices import is_choice, names_several
 from verifiers.core import Problem, Response, Verdict
-from verifiers.equality import EqualityPolicy, Parsed, is_choice, judge_equal, read
+from verifiers.equality import EqualityPolicy, Parsed, judge_equal, read
 from verifiers.errors import ConfigError
 from verifiers.sandbox import WorkerPool
 from verifiers.scalars import Finding, no, yes
@@ -34,7 +35,6 @@ _SAYS_MORE = re.compile(
     r"|minus|times|twice|half|third|more|less|greater|negative|all|any|every|no|guess|a bit)\b",
     re.IGNORECASE,
 )
-_CHOICES = re.compile(r"(?<![a-zA-Z])[A-J](?![a-zA-Z])")
 _EXPLICIT = ("boxed", "hashes", "phrase")
 _REFERENCE_POLICY = AnswerPolicy(unfinished_thinking=True)
 
@@ -108,17 +108,14 @@ class MathVerifier:
         if not reference.canonical:
             return Verdict.undecided("no answer found in the reference", kind="no_answer")
         found = find_answer(response, policy=self.answer_policy)
+        verdict = Verdict.incorrect("no answer found", kind="no_answer_in_response")
         if found is not None:
             verdict = self._judge(found.text, reference)
-            several = len(found.text) < 40 and len(set(_CHOICES.findall(found.text))) > 1 and "non" not in found.text
-            if verdict.score == 1.0 or several or found.rule in ("boxed", "choice") or not is_choice(reference):
+            if verdict.score == 1.0 or found.rule in ("boxed", "choice") or names_several(found.text):
                 return verdict
-        elif not is_choice(reference):
-            return Verdict.incorrect("no answer found", kind="no_answer_in_response")
-        chosen = find_choice(response, policy=self.answer_policy)
-        if chosen is not None:
-            return self._judge(chosen.text, reference)
-        return verdict if found else Verdict.incorrect("no answer found", kind="no_answer_in_response")
+        # What was found is not the letter asked for: perhaps the response names one elsewhere.
+        chosen = find_choice(response, policy=self.answer_policy) if is_choice(reference) else None
+        return self._judge(chosen.text, reference) if chosen else verdict
 
     def _compare(self, answer: str, reference: str) -> Verdict:
         known = self._reference(reference)
