@@ -38,6 +38,14 @@ class ModelCard:
 
     kind: str = "process-reward-model"
     head: str = "two-label"
+    """two-label or scalar (token classification with 2 labels or 1), or implicit (a language model whose step score
+    is beta times its log-ratio to a reference)."""
+    beta: float = 0.0
+    """Scale of an implicit model's log-ratio."""
+    reference: str = ""
+    """Where an implicit model's reference is: a folder inside the checkpoint, a path or a hub id."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """Maps scores to probabilities (`prm/calibration.py`); empty where none was fitted."""
     separator: str = BLANK_LINE
     score: str = "softmax[1] at the last token of each step"
     label_rule: str = ""

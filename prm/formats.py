@@ -4,12 +4,16 @@ One row is one response to one prompt:
 
     {"prompt": str | messages, "completions": [step, ...], "labels": [bool | float | null, ...],
      "successes": [k, ...], "trials": [n, ...], "undecided": [u, ...],
+     "inferred": [bool | null, ...], "prior": [[a, b], ...],
      "problem_id": str, "sample": int, "stop_reason": str, "source": str, "provenance": {...}, "token_ids": [...]}
 
 The first three are the layout public sets use; a row with nothing else is read as one trial a step (a float
 label p as p successes in one trial). Ours keeps how many of how many roll-outs succeeded, never only the ratio.
-A step with no trials has the label null and takes no part in the loss. `token_ids` stands only where the
-sampled ids differ from encoding the text, so that nothing is lost and files stay small.
+A step with no trials has the label null and takes no part in the loss, unless something else says what it is:
+`inferred` holds a hard label that follows from other steps (a roll-out from a later step that succeeded shows that
+every step before it can succeed), `prior` the pseudo-counts (a successes, b failures) that another model's opinion
+is worth (prm/posterior.py). With them the soft label is the posterior mean (s + a) / (n + a + b). `token_ids`
+stands only where the sampled ids differ from encoding the text, so that nothing is lost and files stay small.
 """
 
 from __future__ import annotations
@@ -39,6 +43,10 @@ class StepRow:
     """Successful trials a step; fractional where a public set gives a soft label."""
     trials: tuple[int, ...]
     """Decided trials a step; 0 means unlabelled."""
+    inferred: tuple[bool | None, ...] = ()
+    """Hard labels of steps without trials of their own, where other steps settle them."""
+    prior: tuple[tuple[float, float], ...] = ()
+    """Pseudo-counts a step (successes, failures), both above 0; counted beside the trials in soft labels."""
     undecided: tuple[int, ...] = ()
     """Trials without a verdict a step: neither success nor failure."""
     problem_id: str = ""
@@ -64,6 +72,16 @@ class StepRow:
                 f"'undecided' must have one entry a step or none; got {len(self.undecided)} for "
                 f"{len(self.completions)} steps (problem {self.problem_id!r})"
             )
+        for name in ("inferred", "prior"):
+            if getattr(self, name) and len(getattr(self, name)) != len(self.completions):
+                raise DataError(
+                    f"{name!r} must have one entry a step or none; got {len(getattr(self, name))} for "
+                    f"{len(self.completions)} steps (problem {self.problem_id!r})"
+                )
+        if any(not (a > 0 and b > 0 and math.isfinite(a + b)) for a, b in self.prior):
+            raise DataError(f"'prior' must hold pseudo-counts above 0; got {self.prior} (problem {self.problem_id!r})")
+        if self.inferred and all(label is None for label in self.inferred):
+            object.__setattr__(self, "inferred", ())
         if self.undecided and not any(self.undecided):
             object.__setattr__(self, "undecided", ())  # one spelling, so that rows survive a round trip equal
         if any(not 0 <= s <= n for s, n in zip(self.successes, self.trials, strict=True)):
@@ -88,12 +106,34 @@ class StepRow:
         """The problem, without its reference answer."""
         return Problem(id=self.problem_id, prompt=self.prompt)
 
-    def labels(self, kind: LabelKind = "soft") -> list[bool | float | None]:
-        """Hard: did any trial succeed. Soft: the share that did. None for an unlabelled step."""
-        pairs = zip(self.successes, self.trials, strict=True)
+    @property
+    def stopped(self) -> bool:
+        """Whether sampling stopped depending on what came: then s / n is biased, the likelihood of (s, n) is not."""
+        return bool(self.provenance.get("optional_stopping"))
+
+    def targets(self, kind: LabelKind = "soft") -> list[tuple[float, float]]:
+        """What a step's loss is told, as (successes, trials); (0, 0) for an unlabelled step.
+
+        Hard: one trial that succeeded if any did, or the inferred label. Soft: the counts plus the prior's.
+        """
+        count = len(self.completions)
         if kind == "hard":
-            return [None if n == 0 else s > 0 for s, n in pairs]
-        return [None if n == 0 else s / n for s, n in pairs]
+            known = self.inferred or (None,) * count
+            labels = [s > 0 if n else label for s, n, label in zip(self.successes, self.trials, known, strict=True)]
+            return [(0.0, 0.0) if label is None else (float(label), 1.0) for label in labels]
+        prior = self.prior or ((0.0, 0.0),) * count
+        return [(s + a, n + a + b) for s, n, (a, b) in zip(self.successes, self.trials, prior, strict=True)]
+
+    def labels(self, kind: LabelKind = "soft") -> list[bool | float | None]:
+        """Hard: did any trial succeed. Soft: the posterior mean or, without a prior, the share that did.
+
+        None for an unlabelled step. A step that is only inferred has its hard label in both kinds.
+        """
+        known = self.inferred or (None,) * len(self.completions)
+        found: list[bool | float | None] = []
+        for (s, n), label in zip(self.targets(kind), known, strict=True):
+            found.append((bool(s) if kind == "hard" else s / n) if n else label)
+        return found
 
     def to_json(self, kind: LabelKind = "soft") -> dict[str, Any]:
         """A row of our layout, readable as TRL's."""
@@ -104,6 +144,10 @@ class StepRow:
             "successes": [int(s) if s == int(s) else s for s in self.successes],
             "trials": list(self.trials),
         }
+        if self.inferred:
+            row["inferred"] = list(self.inferred)
+        if self.prior:
+            row["prior"] = [list(pair) for pair in self.prior]
         if any(self.undecided):
             row["undecided"] = list(self.undecided)
         if self.token_ids:
@@ -160,6 +204,8 @@ def from_json(row: Mapping[str, Any], *, where: str = "row") -> StepRow:
             completions=tuple(completions),
             successes=tuple(successes),
             trials=tuple(trials),
+            inferred=_inferred(row, where),
+            prior=_prior(row, where),
             undecided=tuple(_counts(row, "undecided", where) or ()),
             problem_id=str(row.get("problem_id", row.get("id", ""))),
             sample=_sample(row, where),
@@ -198,6 +244,25 @@ def _counts(row: Mapping[str, Any], name: str, where: str) -> list[int] | None:
     if any(value != int(value) for value in values):
         raise DataError(f"{where}, field {name!r}: must be a list of whole numbers; got {values!r:.80}")
     return [int(value) for value in values]
+
+
+def _inferred(row: Mapping[str, Any], where: str) -> tuple[bool | None, ...]:
+    values = row.get("inferred", [])
+    if not isinstance(values, list) or not all(value is None or isinstance(value, bool) for value in values):
+        raise DataError(f"{where}, field 'inferred': must be a list of true, false or null; got {values!r:.80}")
+    return tuple(values)
+
+
+def _prior(row: Mapping[str, Any], where: str) -> tuple[tuple[float, float], ...]:
+    values = row.get("prior", [])
+    numbers = [v for pair in values for v in pair] if _pairs(values) else [None]
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers):
+        raise DataError(f"{where}, field 'prior': must be a list of pairs of pseudo-counts; got {values!r:.80}")
+    return tuple((float(a), float(b)) for a, b in values)
+
+
+def _pairs(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in values)
 
 
 def _sample(row: Mapping[str, Any], where: str) -> int:

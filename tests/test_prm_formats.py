@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,37 @@ def test_files_that_hold_nothing(tmp_path: Path) -> None:
         read_stepwise(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="no rows"):
         read_stepwise(put(tmp_path / "empty.jsonl", ""))
+
+
+def test_posterior_and_inferred_labels() -> None:
+    row = StepRow(
+        prompt="q",
+        completions=("a", "b", "c", "d"),
+        successes=(3.0, 0.0, 0.0, 0.0),
+        trials=(4, 4, 0, 0),
+        prior=((1.0, 1.0), (0.5, 3.5), (2.0, 6.0), (1.0, 1.0)),
+        inferred=(None, None, True, None),
+    )
+    assert row.targets("soft") == [(4.0, 6.0), (0.5, 8.0), (2.0, 8.0), (1.0, 2.0)]
+    assert row.labels("soft") == [4 / 6, 0.0625, 0.25, 0.5]
+    assert row.targets("hard") == [(1.0, 1.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)]
+    assert row.labels("hard") == [True, False, True, None]
+    assert from_json(json.loads(json.dumps(row.to_json()))) == row
+    bare = replace(row, prior=())
+    assert bare.labels("soft") == [0.75, 0.0, True, None]
+    assert from_json(json.loads(json.dumps(bare.to_json()))) == bare
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("inferred", [1, None], "field 'inferred': must be a list of true, false or null"),
+        ("prior", [[1.0], [1.0]], "field 'prior': must be a list of pairs"),
+        ("prior", [[0.0, 1.0], [1.0, 1.0]], "'prior' must hold pseudo-counts above 0"),
+        ("inferred", [True], "'inferred' must have one entry a step or none; got 1 for 2"),
+    ],
+)
+def test_refuses_broken_extra_labels(field: str, value: object, words: str) -> None:
+    row = {"prompt": "q", "completions": ["a", "b"], "labels": [True, None], field: value}
+    with pytest.raises(DataError, match=words.replace("[", r"\[")):
+        from_json(row, where="x.jsonl, line 3")
