@@ -4,15 +4,16 @@ One row is one response to one prompt:
 
     {"prompt": str | messages, "completions": [step, ...], "labels": [bool | float | null, ...],
      "successes": [k, ...], "trials": [n, ...], "undecided": [u, ...],
-     "inferred": [bool | null, ...], "prior": [[a, b], ...],
+     "hard": [bool | null, ...], "prior": [[a, b], ...],
      "problem_id": str, "sample": int, "stop_reason": str, "source": str, "provenance": {...}, "token_ids": [...]}
 
 The first three are the layout public sets use; a row with nothing else is read as one trial a step (a float
 label p as p successes in one trial). Ours keeps how many of how many roll-outs succeeded, never only the ratio.
 A step with no trials has the label null and takes no part in the loss, unless something else says what it is:
-`inferred` holds a hard label that follows from other steps (a roll-out from a later step that succeeded shows that
-every step before it can succeed), `prior` the pseudo-counts (a successes, b failures) that another model's opinion
-is worth (prm/posterior.py). With them the soft label is the posterior mean (s + a) / (n + a + b). `token_ids`
+`hard` holds the labels where another rule than "any trial succeeded" decides them (a test, a threshold, a roll-out
+from a later step: its success shows that every step before can succeed), `prior` the pseudo-counts (a successes, b
+failures) that another model's opinion is worth (prm/posterior.py); with them the soft label is the posterior mean
+(s + a) / (n + a + b). `token_ids`
 stands only where the sampled ids differ from encoding the text, so that nothing is lost and files stay small.
 """
 
@@ -43,8 +44,8 @@ class StepRow:
     """Successful trials a step; fractional where a public set gives a soft label."""
     trials: tuple[int, ...]
     """Decided trials a step; 0 means unlabelled."""
-    inferred: tuple[bool | None, ...] = ()
-    """Hard labels of steps without trials of their own, where other steps settle them."""
+    hard: tuple[bool | None, ...] = ()
+    """Hard labels, where another rule than "any trial succeeded" decides them; None leaves a step unlabelled."""
     prior: tuple[tuple[float, float], ...] = ()
     """Pseudo-counts a step (successes, failures), both above 0; counted beside the trials in soft labels."""
     undecided: tuple[int, ...] = ()
@@ -72,7 +73,7 @@ class StepRow:
                 f"'undecided' must have one entry a step or none; got {len(self.undecided)} for "
                 f"{len(self.completions)} steps (problem {self.problem_id!r})"
             )
-        for name in ("inferred", "prior"):
+        for name in ("hard", "prior"):
             if getattr(self, name) and len(getattr(self, name)) != len(self.completions):
                 raise DataError(
                     f"{name!r} must have one entry a step or none; got {len(getattr(self, name))} for "
@@ -80,8 +81,6 @@ class StepRow:
                 )
         if any(not (a > 0 and b > 0 and math.isfinite(a + b)) for a, b in self.prior):
             raise DataError(f"'prior' must hold pseudo-counts above 0; got {self.prior} (problem {self.problem_id!r})")
-        if self.inferred and all(label is None for label in self.inferred):
-            object.__setattr__(self, "inferred", ())
         if self.undecided and not any(self.undecided):
             object.__setattr__(self, "undecided", ())  # one spelling, so that rows survive a round trip equal
         if any(not 0 <= s <= n for s, n in zip(self.successes, self.trials, strict=True)):
@@ -114,12 +113,12 @@ class StepRow:
     def targets(self, kind: LabelKind = "soft") -> list[tuple[float, float]]:
         """What a step's loss is told, as (successes, trials); (0, 0) for an unlabelled step.
 
-        Hard: one trial that succeeded if any did, or the inferred label. Soft: the counts plus the prior's.
+        Hard: one trial that succeeded if any did, or what `hard` says. Soft: the counts plus the prior's.
         """
         count = len(self.completions)
         if kind == "hard":
-            known = self.inferred or (None,) * count
-            labels = [s > 0 if n else label for s, n, label in zip(self.successes, self.trials, known, strict=True)]
+            any_won = [s > 0 if n else None for s, n in zip(self.successes, self.trials, strict=True)]
+            labels = self.hard or any_won
             return [(0.0, 0.0) if label is None else (float(label), 1.0) for label in labels]
         prior = self.prior or ((0.0, 0.0),) * count
         return [(s + a, n + a + b) for s, n, (a, b) in zip(self.successes, self.trials, prior, strict=True)]
@@ -127,9 +126,9 @@ class StepRow:
     def labels(self, kind: LabelKind = "soft") -> list[bool | float | None]:
         """Hard: did any trial succeed. Soft: the posterior mean or, without a prior, the share that did.
 
-        None for an unlabelled step. A step that is only inferred has its hard label in both kinds.
+        None for an unlabelled step. A step that has nothing but a hard label shows it in both kinds.
         """
-        known = self.inferred or (None,) * len(self.completions)
+        known = self.hard or (None,) * len(self.completions)
         found: list[bool | float | None] = []
         for (s, n), label in zip(self.targets(kind), known, strict=True):
             found.append((bool(s) if kind == "hard" else s / n) if n else label)
@@ -144,8 +143,8 @@ class StepRow:
             "successes": [int(s) if s == int(s) else s for s in self.successes],
             "trials": list(self.trials),
         }
-        if self.inferred:
-            row["inferred"] = list(self.inferred)
+        if self.hard:
+            row["hard"] = list(self.hard)
         if self.prior:
             row["prior"] = [list(pair) for pair in self.prior]
         if any(self.undecided):
@@ -204,7 +203,7 @@ def from_json(row: Mapping[str, Any], *, where: str = "row") -> StepRow:
             completions=tuple(completions),
             successes=tuple(successes),
             trials=tuple(trials),
-            inferred=_inferred(row, where),
+            hard=_hard(row, where),
             prior=_prior(row, where),
             undecided=tuple(_counts(row, "undecided", where) or ()),
             problem_id=str(row.get("problem_id", row.get("id", ""))),
@@ -246,10 +245,10 @@ def _counts(row: Mapping[str, Any], name: str, where: str) -> list[int] | None:
     return [int(value) for value in values]
 
 
-def _inferred(row: Mapping[str, Any], where: str) -> tuple[bool | None, ...]:
-    values = row.get("inferred", [])
+def _hard(row: Mapping[str, Any], where: str) -> tuple[bool | None, ...]:
+    values = row.get("hard", [])
     if not isinstance(values, list) or not all(value is None or isinstance(value, bool) for value in values):
-        raise DataError(f"{where}, field 'inferred': must be a list of true, false or null; got {values!r:.80}")
+        raise DataError(f"{where}, field 'hard': must be a list of true, false or null; got {values!r:.80}")
     return tuple(values)
 
 

@@ -158,14 +158,14 @@ def test_files_that_hold_nothing(tmp_path: Path) -> None:
         read_stepwise(put(tmp_path / "empty.jsonl", ""))
 
 
-def test_posterior_and_inferred_labels() -> None:
+def test_posterior_and_decided_labels() -> None:
     row = StepRow(
         prompt="q",
         completions=("a", "b", "c", "d"),
         successes=(3.0, 0.0, 0.0, 0.0),
         trials=(4, 4, 0, 0),
         prior=((1.0, 1.0), (0.5, 3.5), (2.0, 6.0), (1.0, 1.0)),
-        inferred=(None, None, True, None),
+        hard=(True, False, True, None),
     )
     assert row.targets("soft") == [(4.0, 6.0), (0.5, 8.0), (2.0, 8.0), (1.0, 2.0)]
     assert row.labels("soft") == [4 / 6, 0.0625, 0.25, 0.5]
@@ -180,10 +180,10 @@ def test_posterior_and_inferred_labels() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("inferred", [1, None], "field 'inferred': must be a list of true, false or null"),
+        ("hard", [1, None], "field 'hard': must be a list of true, false or null"),
         ("prior", [[1.0], [1.0]], "field 'prior': must be a list of pairs"),
         ("prior", [[0.0, 1.0], [1.0, 1.0]], "'prior' must hold pseudo-counts above 0"),
-        ("inferred", [True], "'inferred' must have one entry a step or none; got 1 for 2"),
+        ("hard", [True], "'hard' must have one entry a step or none; got 1 for 2"),
     ],
 )
 def test_refuses_broken_extra_labels(field: str, value: object, words: str) -> None:
