@@ -170,11 +170,15 @@ def _require(held: bool, name: str, must: str, got: object) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationRequest:
-    """Draw `n` continuations of a token prefix; sample j depends on (seed, j) and on nothing else drawn."""
+    """Draw `n` continuations of a token prefix: samples `first` to `first + n - 1` of the stream that `seed` names.
+
+    Sample j depends on (seed, j) and on nothing else drawn, so a stream may be drawn in pieces.
+    """
 
     prefix_ids: tuple[int, ...]
     n: int = 1
     seed: int = 0
+    first: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -62,7 +62,9 @@ class ScriptedEngine:
         for number, request in enumerate(requests):
             if request.n < 1:
                 raise ConfigError(f"GenerationRequest.n must be 1 or more; got {request.n!r} in request {number}")
-        results = [[self._continue(request, j, sampling) for j in range(request.n)] for request in requests]
+        results = [
+            [self._continue(request, request.first + j, sampling) for j in range(request.n)] for request in requests
+        ]
         self._usage += Usage(
             prefill_tokens=sum(len(request.prefix_ids) for request in requests),
             decoded_tokens=sum(len(c.token_ids) for row in results for c in row),

@@ -106,7 +106,8 @@ class SlotCache(Cache):  # type: ignore[misc]
     def store(self, slot_rows: torch.Tensor, source: Cache, source_rows: torch.Tensor, width: int) -> None:
         """Copy rows of a prefill cache into slots; several slots may take the same source row."""
         for layer, prefilled in zip(self.layers, source.layers, strict=True):
-            layer.store(slot_rows, prefilled.keys[source_rows], prefilled.values[source_rows], width)
+            rows = (source_rows, slice(None), slice(width))
+            layer.store(slot_rows, prefilled.keys[rows], prefilled.values[rows], width)
 
     def move(self, source_rows: torch.Tensor, target_rows: torch.Tensor, width: int) -> None:
         """Copy rows into freed slots, in all layers."""

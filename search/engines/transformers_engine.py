@@ -1,10 +1,12 @@
 """Batched sampling with a plain transformers causal LM, on whatever device it is.
 
-One loop decodes up to `max_rows` rows at once. A prefix is read once for all samples of a request (all but
-its last token; that token is every row's first input), its keys and values are copied into the rows' slots,
-and a row that ends gives its slot to the next waiting row. A token is drawn by inverting the cumulative
-distribution at u(row seed, position): a row's draws do not depend on its neighbours. (Floating-point sums do,
-by about 1e-7 of probability; a draw that falls into such a gap may differ. Equal batches are bit-identical.)
+One loop decodes up to `max_rows` rows at once. A prefix is read without its last token (which is every row's first
+input) and its keys and values are copied into the rows' slots. It is read once for all samples of a request, and for
+all requests of this and later calls whose prefixes begin it (`prefixes.PrefixStore`): roll-outs from every step of a
+response cost one reading of that response. A row that ends gives its slot to the next waiting row. A token is drawn by
+inverting the cumulative distribution at u(row seed, position): a row's draws do not depend on its neighbours.
+(Floating-point sums do, by about 1e-7 of probability; a draw that falls into such a gap may differ. Equal batches are
+bit-identical.)
 
 Log-probabilities are those of the softmax at the sampling temperature, before top-p and top-k cut it.
 
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from search.engines.prefixes import Block, PrefixStore
 from search.engines.randomness import uniforms
 from search.engines.slots import SlotCache
 from verifiers.core import Continuation, GenerationRequest, Sampling, StopReason, Usage, derive_seed
@@ -31,6 +34,8 @@ from verifiers.errors import ConfigError, EngineError, ModelError
 
 PREFILL_TOKENS = 16_384
 """Most padded tokens of one prefill batch."""
+PREFIX_TOKENS = 131_072
+"""Most padded positions of prefixes kept in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +50,16 @@ class TransformersEngine:
     """Implements `verifiers.core.Engine` over a loaded model.
 
     `model` is any decoder-only transformers model with full attention in every layer; it is put into
-    evaluation mode. `max_rows` bounds the batch (memory grows with it and with the longest row).
+    evaluation mode. `max_rows` bounds the batch (memory grows with it and with the longest row). Up to
+    `prefix_tokens` (padded) positions of prefixes that were read stay in memory for later calls; 0 keeps none, and
+    then every request's prefix is read on its own.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_rows: int = 256) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, max_rows: int = 256, prefix_tokens: int = PREFIX_TOKENS) -> None:
         if max_rows < 1:
             raise ConfigError(f"TransformersEngine.max_rows must be 1 or more; got {max_rows!r}")
+        if prefix_tokens < 0:
+            raise ConfigError(f"TransformersEngine.prefix_tokens must be 0 or more; got {prefix_tokens!r}")
         kinds = set(getattr(model.config, "layer_types", None) or [_attention(model.config)])
         if kinds != {"full_attention"}:
             raise ModelError(
@@ -60,6 +69,7 @@ class TransformersEngine:
         self.model = model.eval()
         self._tokenizer = tokenizer
         self._max_rows = max_rows
+        self._prefixes = PrefixStore(prefix_tokens)
         self._usage = Usage()
         stops = model.generation_config.eos_token_id if model.generation_config else None
         if stops is None:
@@ -70,7 +80,13 @@ class TransformersEngine:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str | None = None, dtype: str = "auto", max_rows: int = 256
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        max_rows: int = 256,
+        prefix_tokens: int = PREFIX_TOKENS,
     ) -> TransformersEngine:
         """Load a checkpoint folder or hub id; `device` defaults to cuda where there is one.
 
@@ -85,7 +101,7 @@ class TransformersEngine:
             model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
         refuse_missing(path, "a causal language model", report["missing_keys"])
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, tokenizer, max_rows=max_rows)
+        return cls(model, tokenizer, max_rows=max_rows, prefix_tokens=prefix_tokens)
 
     @property
     def tokenizer(self) -> Any:
@@ -130,6 +146,8 @@ class TransformersEngine:
     def _check(self, number: int, request: GenerationRequest) -> None:
         if request.n < 1:
             raise ConfigError(f"GenerationRequest.n must be 1 or more; got {request.n!r} in request {number}")
+        if request.first < 0:
+            raise ConfigError(f"GenerationRequest.first must be 0 or more; got {request.first!r} in request {number}")
         if not request.prefix_ids:
             raise EngineError(f"request {number} has an empty prefix; give at least one token to go on from")
         if len(request.prefix_ids) >= self.context_length:
@@ -159,6 +177,8 @@ class _Decoding:
         self.slots = min(engine._max_rows, len(self.waiting))
         self.cache = SlotCache(engine.model.config.num_hidden_layers, self.slots)
         self.active: list[_Row] = []
+        self.prefixes = engine._prefixes
+        self.ahead = self.prefixes.longest(request.prefix_ids[:-1] for request in requests)
         self.prefilled = 0
         most = sampling.max_new_tokens
         self.eos = torch.tensor(sorted(engine._eos), device=self.device)
@@ -186,38 +206,38 @@ class _Decoding:
         first = len(self.active)
         self.active += rows
         for slot, row in enumerate(rows, start=first):
-            prefix = self.requests[row.request].prefix_ids
-            self.seeds[slot] = derive_seed(self.requests[row.request].seed, row.sample)
+            request = self.requests[row.request]
+            prefix = request.prefix_ids
+            self.seeds[slot] = derive_seed(request.seed, request.first + row.sample)
             self.lengths[slot] = len(prefix) - 1
             self.inputs[slot] = prefix[-1]
             self.limits[slot] = min(self.sampling.max_new_tokens, self.context - len(prefix))
             self.counts[slot] = 0
-        wanted = sorted({row.request for row in rows}, key=lambda r: len(self.requests[r].prefix_ids))
-        wanted = [r for r in wanted if len(self.requests[r].prefix_ids) > 1]
-        while wanted:
-            # Sorted by length: a batch is as wide as its last member.
-            count = 1
-            while count < len(wanted) and (count + 1) * len(self.requests[wanted[count]].prefix_ids) <= PREFILL_TOKENS:
-                count += 1
-            self._prefill(wanted[:count], rows, first)
-            wanted = wanted[count:]
+        wanted = sorted({row.request for row in rows})
+        prefixes = {r: self.requests[r].prefix_ids[:-1] for r in wanted if len(self.requests[r].prefix_ids) > 1}
+        for batch in self.prefixes.missing(prefixes.values(), ahead=self.ahead, limit=PREFILL_TOKENS):
+            self._prefill(batch)
+        slots: dict[Block, list[tuple[int, int]]] = {}
+        for slot, row in enumerate(rows, start=first):
+            if row.request in prefixes:
+                block, place = self.prefixes.find(prefixes[row.request])
+                slots.setdefault(block, []).append((slot, place))
+        for block, pairs in slots.items():
+            width = max(len(prefixes[self.active[slot].request]) for slot, _ in pairs)
+            targets, sources = (torch.tensor(part, device=self.device) for part in zip(*pairs, strict=True))
+            self.cache.store(targets, block.cache, sources, width)
+        self.prefixes.trim()
 
-    def _prefill(self, wanted: list[int], rows: list[_Row], first: int) -> None:
-        """Read prefixes without their last token, padded on the right, and copy them into the rows' slots."""
-        prefixes = [self.requests[r].prefix_ids[:-1] for r in wanted]
-        width = len(prefixes[-1])
-        ids = torch.zeros(len(prefixes), width, dtype=torch.long)
+    def _prefill(self, prefixes: list[tuple[int, ...]]) -> None:
+        """Read prefixes, padded on the right, and keep their keys and values."""
+        ids = torch.zeros(len(prefixes), max(map(len, prefixes)), dtype=torch.long)
         for number, prefix in enumerate(prefixes):
             ids[number, : len(prefix)] = torch.tensor(prefix)
         cache = DynamicCache(config=self.model.config)
         # Padding stands on the right, where a causal model cannot see it: no mask needed.
         self.model(input_ids=ids.to(self.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
         self.prefilled += sum(map(len, prefixes))
-        place = {request: number for number, request in enumerate(wanted)}
-        slots = [first + n for n, row in enumerate(rows) if row.request in place]
-        sources = [place[row.request] for row in rows if row.request in place]
-        to = {"dtype": torch.long, "device": self.device}
-        self.cache.store(torch.tensor(slots, **to), cache, torch.tensor(sources, **to), width)
+        self.prefixes.add(cache, prefixes, ids.numel())
 
     def _step(self) -> Iterator[tuple[_Row, Continuation]]:
         """Draw one token for every active row, then free the slots of those that ended."""
