@@ -47,7 +47,7 @@ class StepRow:
     hard: tuple[bool | None, ...] = ()
     """Hard labels, where another rule than "any trial succeeded" decides them; None leaves a step unlabelled."""
     prior: tuple[tuple[float, float], ...] = ()
-    """Pseudo-counts a step (successes, failures), both above 0; counted beside the trials in soft labels."""
+    """Pseudo-counts a step (successes, failures), both above 0, or (0, 0) for none; counted beside trials."""
     undecided: tuple[int, ...] = ()
     """Trials without a verdict a step: neither success nor failure."""
     problem_id: str = ""
@@ -79,8 +79,10 @@ class StepRow:
                     f"{name!r} must have one entry a step or none; got {len(getattr(self, name))} for "
                     f"{len(self.completions)} steps (problem {self.problem_id!r})"
                 )
-        if any(not (a > 0 and b > 0 and math.isfinite(a + b)) for a, b in self.prior):
-            raise DataError(f"'prior' must hold pseudo-counts above 0; got {self.prior} (problem {self.problem_id!r})")
+        if any((a, b) != (0, 0) and not (a > 0 and b > 0 and math.isfinite(a + b)) for a, b in self.prior):
+            raise DataError(
+                f"'prior' must hold pseudo-counts above 0, or 0 and 0; got {self.prior} (problem {self.problem_id!r})"
+            )
         if self.undecided and not any(self.undecided):
             object.__setattr__(self, "undecided", ())  # one spelling, so that rows survive a round trip equal
         if any(not 0 <= s <= n for s, n in zip(self.successes, self.trials, strict=True)):

@@ -1,82 +1,41 @@
 """Monte-Carlo step labels: how often does the policy reach a right answer from here?
 
-For the prefix of a response that ends after step t, K roll-outs are drawn from the policy and judged; the label
-of step t is the count of successes among the decided trials, an unbiased estimate of
+For the prefix of a response that ends after step t, roll-outs are drawn from the policy and judged; the label of step
+t is the count of successes among the decided ones, an estimate of
 
     V(x, y<=t) = P(right answer | prompt x, steps y_1..y_t)          (Math-Shepherd, Wang et al. 2023, 2312.08935)
 
-A verdict that is undecided is neither success nor failure. From a finished response every roll-out is the
-response itself, so its last step is judged once and counted K times. Roll-outs may be kept as rows of their
-own: the steps a roll-out added carry its outcome as one trial each, also unbiased, and cost nothing more; the
-steps before them are left unlabelled, because the outcome depends on them through the draw that was cut.
+A verdict that is undecided is neither success nor failure. From a finished response every roll-out is the response
+itself, so its last step is judged once and counted K times. How many roll-outs the other steps get is the method's
+business (`prm/stopping.py`, `prm/locate.py`, `prm/tree_labels.py`). With K fixed, successes / trials is unbiased.
+Methods that stop by what they saw make that share biased, but not the counts' likelihood: by Wald's identity
+E[s - n V] = 0 at any such stop, so counts may be summed, and trained on with weighting `counts`. Rows say so
+(`optional_stopping`).
 
-Everything derives from (seed, problem id, sample, step), so a job that is killed and started again draws the
-same roll-outs, and labels do not depend on the order or the batch in which responses are labelled.
+Roll-outs may be kept as rows of their own: the steps a roll-out added carry its outcome as one trial each and cost
+nothing more; the steps before them are left unlabelled, because the outcome depends on them through the draw that was
+cut. Everything derives from (seed, problem id, sample, step), so labels do not depend on the order or the batch in
+which responses are labelled, and a log of roll-outs (`prm/rollouts.py`) lets a killed job go on without a loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, TypeAlias
 
 from prm.formats import StepRow
-from verifiers.core import (
-    Engine,
-    GenerationRequest,
-    Outcome,
-    Problem,
-    Response,
-    Sampling,
-    Scorer,
-    Step,
-    StopReason,
-    Verdict,
-    derive_seed,
-)
+from prm.label_config import LabelConfig
+from prm.locate import Probe, locate
+from prm.rollouts import Ask, Log, Rollout, Rollouts, Trajectory, finish
+from prm.stopping import EarlyStop, Tally
+from verifiers.core import Engine, Outcome, Problem, Response, Scorer, StepScorer
 from verifiers.errors import ConfigError
-from verifiers.steps import encode_prompt, response_ids, token_steps
+from verifiers.steps import response_ids, token_steps
 
+__all__ = ["LabelConfig", "Plan", "label", "label_row", "run_plans"]
 
-@dataclass(frozen=True, kw_only=True)
-class LabelConfig:
-    """How step labels are made."""
-
-    method: Literal["fixed"] = "fixed"
-    """fixed: the same number of roll-outs from every step."""
-    trials: int = 8
-    """Roll-outs a step (K)."""
-    temperature: float = 1.0
-    """Sampling temperature of the roll-outs."""
-    max_new_tokens: int = 512
-    """Longest roll-out."""
-    keep_rollouts: bool = False
-    """Also return each roll-out as a row whose new steps have one trial."""
-    seed: int = 0
-    """Seed of all roll-outs."""
-
-    def __post_init__(self) -> None:
-        if self.method != "fixed":
-            raise ConfigError(f"labelling method must be 'fixed'; got {self.method!r}")
-        if self.trials < 1:
-            raise ConfigError(f"trials must be 1 or more roll-outs a step; got {self.trials!r}")
-
-    @property
-    def sampling(self) -> Sampling:
-        """The roll-outs' sampling settings."""
-        return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """One response being labelled: its ids, its steps, and where its requests stand in the batch."""
-
-    problem: Problem
-    response: Response
-    prompt_ids: tuple[int, ...]
-    ids: tuple[int, ...]
-    steps: tuple[Step, ...]
-    first_request: int
+Plan: TypeAlias = Generator[list[Ask], list[list[Rollout]], list[StepRow]]
+"""Labels one response: yields what roll-outs it wants next, is sent them, returns rows."""
 
 
 def label(
@@ -87,183 +46,217 @@ def label(
     verifier: Scorer,
     config: LabelConfig | None = None,
     policy: str = "",
+    scorer: StepScorer | None = None,
+    log: Log | None = None,
     chunk: int = 64,
 ) -> Iterator[list[StepRow]]:
     """Label responses; yields the rows of one response after another, `responses[i]` answering `problems[i]`.
 
     The first row of each list is the response's own (source `response`), roll-outs follow when they are kept.
     A response without steps yields an empty list. `chunk` responses share the engine's batch; it changes
-    nothing but speed and how often rows come out. `policy` is recorded in the rows.
+    nothing but speed and how often rows come out. `policy` is recorded in the rows. `log` keeps roll-outs and gives
+    back those it has. `scorer` guides cheapest_search. Undecided responses keep their counts but get no
+    first bad step.
     """
     config = config or LabelConfig()
     if len(problems) != len(responses):
         raise ConfigError(f"there must be one problem a response; got {len(problems)} and {len(responses)}")
-    provenance = {"policy": policy, **asdict(config)}
+    if scorer is not None and config.method != "cheapest_search":
+        raise ConfigError(f"a scorer guides cheapest_search; method {config.method!r} makes no use of it")
+    rollouts = Rollouts(engine, verifier, config.sampling, seed=config.seed, log=log)
+    provenance = {"policy": policy, **config.provenance}
     for start in range(0, len(responses), chunk):
-        part = slice(start, start + chunk)
-        yield from _label_chunk(problems[part], responses[part], engine, verifier, config, provenance)
-
-
-def _label_chunk(
-    problems: Sequence[Problem],
-    responses: Sequence[Response],
-    engine: Engine,
-    verifier: Scorer,
-    config: LabelConfig,
-    provenance: dict[str, Any],
-) -> Iterator[list[StepRow]]:
-    work: list[_Work] = []
-    requests: list[GenerationRequest] = []
-    for problem, response in zip(problems, responses, strict=True):
-        ids = response_ids(engine.tokenizer, response)
-        steps = tuple(token_steps(engine.tokenizer, response, ids))
-        prompt_ids = encode_prompt(engine.tokenizer, problem.prompt)
-        work.append(
-            _Work(
-                problem=problem,
-                response=response,
-                prompt_ids=prompt_ids,
-                ids=ids,
-                steps=steps,
-                first_request=len(requests),
-            )
-        )
-        for number, step in enumerate(steps[:-1]):
-            seed = derive_seed(config.seed, "label", problem.id, response.sample, number)
-            prefix = (*prompt_ids, *ids[: step.token_end])
-            requests.append(GenerationRequest(prefix_ids=prefix, n=config.trials, seed=seed))
-    drawn = engine.generate(requests, config.sampling) if requests else []
-    rollouts = [
-        [
-            [_finish(engine, item, number, c.token_ids, c.stop_reason) for c in drawn[item.first_request + number]]
-            for number in range(len(item.steps) - 1)
+        part = list(zip(problems[start : start + chunk], responses[start : start + chunk], strict=True))
+        scores = scorer.score_steps([p for p, _ in part], [r for _, r in part]) if scorer else [None] * len(part)
+        made = [
+            _plan(rollouts, rollouts.trajectory(problem, response), config, provenance, guide)
+            for (problem, response), guide in zip(part, scores, strict=True)
         ]
-        for item in work
-    ]
-    verdicts = _judge_all(work, rollouts, verifier)
-    for item, trials in zip(work, rollouts, strict=True):
-        yield _rows(item, trials, verdicts, engine, config, provenance)
+        yield from run_plans(made, rollouts)
 
 
-def _finish(engine: Engine, item: _Work, step: int, new_ids: tuple[int, ...], reason: Any) -> Response:
-    """The whole response that a roll-out from after `step` amounts to."""
-    ids = (*item.ids[: item.steps[step].token_end], *new_ids)
-    text = engine.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Response(
-        problem_id=item.problem.id, text=text, token_ids=ids, stop_reason=reason, sample=item.response.sample
-    )
-
-
-_Asked: TypeAlias = tuple[str, str, StopReason]
-
-
-def _asked(problem: Problem, response: Response) -> _Asked:
-    return problem.id, response.text, response.stop_reason
-
-
-def _judge_all(work: list[_Work], rollouts: list[list[list[Response]]], verifier: Scorer) -> dict[_Asked, Verdict]:
-    """Verdicts by what a verifier may look at; every distinct response is judged once."""
-    asked: dict[_Asked, tuple[Problem, Response]] = {}
-    for item, steps in zip(work, rollouts, strict=True):
-        for response in [item.response, *(r for trials in steps for r in trials)]:
-            asked.setdefault(_asked(item.problem, response), (item.problem, response))
-    pairs = list(asked.values())
-    found = verifier.judge([p for p, _ in pairs], [r for _, r in pairs])
-    return dict(zip(asked, found, strict=True))
-
-
-def _rows(
-    item: _Work,
-    rollouts: list[list[Response]],
-    verdicts: dict[_Asked, Verdict],
-    engine: Engine,
+def _plan(
+    rollouts: Rollouts,
+    at: Trajectory,
     config: LabelConfig,
     provenance: dict[str, Any],
-) -> list[StepRow]:
-    if not item.steps:
+    guide: Sequence[float] | None,
+) -> Plan:
+    if config.method == "tree":
+        from prm.tree_labels import tree_plan
+
+        return tree_plan(rollouts, at, config, provenance)
+    if config.method in ("binary_search", "cheapest_search"):
+        return _first_error_plan(rollouts, at, config, provenance, guide)
+    return _every_step_plan(rollouts, at, config, provenance)
+
+
+def run_plans(plans: Sequence[Plan], rollouts: Rollouts) -> Iterator[list[StepRow]]:
+    """Run plans side by side, all their wishes in one call of the engine at a time; rows in the plans' order."""
+    wishes: dict[int, list[Ask]] = {}
+    done: dict[int, list[StepRow]] = {}
+
+    def go_on(number: int, step: Callable[[], list[Ask]]) -> None:
+        try:
+            wishes[number] = step()
+        except StopIteration as end:
+            done[number] = end.value
+
+    for number, plan in enumerate(plans):
+        go_on(number, plan.__next__)
+    given = 0
+    while wishes:
+        asked, wishes = wishes, {}
+        found = iter(rollouts.draw([ask for asks in asked.values() for ask in asks]))
+        for number, asks in asked.items():
+            answers = [next(found) for _ in asks]
+            go_on(number, lambda plan=plans[number], answers=answers: plan.send(answers))  # type: ignore[misc]
+        while given in done:
+            yield done.pop(given)
+            given += 1
+    yield from (done[number] for number in range(given, len(plans)))
+
+
+def _every_step_plan(rollouts: Rollouts, at: Trajectory, config: LabelConfig, provenance: dict[str, Any]) -> Plan:
+    """Every step by itself, each until the rule has enough."""
+    if not at.steps:
         return []
-    successes, undecided = [], []
-    finished = [item.response] * config.trials
-    for trials in [*rollouts, finished]:
-        outcomes = [verdicts[_asked(item.problem, response)].outcome for response in trials]
-        successes.append(outcomes.count(Outcome.CORRECT))
-        undecided.append(outcomes.count(Outcome.UNDECIDED))
-    rows = [
-        _row(
-            item.problem,
-            item.response,
-            item.ids,
-            item.steps,
-            engine,
-            successes=successes,
-            trials=[config.trials - u for u in undecided],
-            undecided=tuple(undecided),
-            source="response",
-            provenance=provenance,
-        )
-    ]
+    rule, last = config.rule, len(at.steps) - 1
+    tallies = [Tally()] * last
+    kept: list[tuple[int, Rollout]] = []
+    while wanted := [(step, count) for step, tally in enumerate(tallies) if (count := rule.more(tally))]:
+        asks = [Ask(trajectory=at, step=step, count=count) for step, count in wanted]
+        for ask, found in zip(asks, (yield asks), strict=True):
+            kept += [(ask.step, rollout) for rollout in found]
+            for rollout in found:
+                tallies[ask.step] = tallies[ask.step].plus(rollout.outcome)
+    tallies.append(last_tally(rollouts, at, config.trials))
+    by_rule = config.method == "sequential" or config.threshold > 0
+    hard = tuple(rule.label(tally) for tally in tallies) if by_rule else ()
+    rows = [label_row(rollouts, at, tallies, provenance, hard=hard)]
     if config.keep_rollouts:
-        for number, trials in enumerate(rollouts):
-            for response in trials:
-                row = _rollout_row(item, number, response, verdicts, engine, provenance)
-                rows += [] if row is None else [row]
+        # Streams in the order of their steps, whatever order they were drawn in.
+        for step, rollout in sorted(kept, key=lambda pair: pair[0]):
+            rows += rollout_rows(rollouts, at, step, rollout, provenance)
     return rows
 
 
-def _rollout_row(
-    item: _Work,
-    step: int,
-    response: Response,
-    verdicts: dict[_Asked, Verdict],
-    engine: Engine,
+def _first_error_plan(
+    rollouts: Rollouts,
+    at: Trajectory,
+    config: LabelConfig,
     provenance: dict[str, Any],
-) -> StepRow | None:
-    """A roll-out as a row: one trial for every step it added; None when it says nothing new."""
-    outcome = verdicts[_asked(item.problem, response)].outcome
-    steps = tuple(token_steps(engine.tokenizer, response, response.token_ids))
-    added = len(steps) - (step + 1)
-    if added < 1 or outcome is Outcome.UNDECIDED:
-        return None
-    won = outcome is Outcome.CORRECT
-    return _row(
-        item.problem,
-        response,
-        response.token_ids,
-        steps,
-        engine,
-        successes=[0] * (step + 1) + [int(won)] * added,
-        trials=[0] * (step + 1) + [1] * added,
-        source="rollout",
-        provenance=provenance,
+    guide: Sequence[float] | None,
+) -> Plan:
+    """Only as many steps as it takes to find the first bad one."""
+    if not at.steps:
+        return []
+    count = len(at.steps)
+    tallies = [Tally()] * (count - 1) + [last_tally(rollouts, at, config.trials)]
+    outcome = rollouts.judge([(at.problem, at.response)])[0]
+    kept: list[tuple[int, Rollout]] = []
+    hard: tuple[bool | None, ...] = (None,) * count
+    first_error: int | None = None
+    if outcome is Outcome.CORRECT:
+        # It got to the right answer through every one of its steps.
+        hard, first_error = (True,) * count, -1
+    elif outcome is Outcome.INCORRECT:
+        search = locate(
+            count,
+            trials=config.trials,
+            by="binary" if config.method == "binary_search" else "cheapest",
+            neighbour=config.neighbour,
+            scores=guide,
+        )
+        first_error = yield from probes(search, at, config, tallies, kept)
+        hard = (True,) * first_error + (False,) * (count - first_error)
+    rows = [label_row(rollouts, at, tallies, provenance | {"first_error": first_error}, hard=hard)]
+    if config.keep_rollouts:
+        for step, rollout in sorted(kept, key=lambda pair: pair[0]):
+            rows += rollout_rows(rollouts, at, step, rollout, provenance)
+    return rows
+
+
+def probes(
+    search: Generator[Probe, bool, int],
+    at: Trajectory,
+    config: LabelConfig,
+    tallies: list[Tally],
+    kept: list[tuple[int, Rollout]],
+) -> Generator[list[Ask], list[list[Rollout]], int]:
+    """Answer a search's probes by roll-outs until the first success; returns what the search returns."""
+    try:
+        probe = next(search)
+        while True:
+            rule = EarlyStop(trials=probe.trials, at_once=min(config.at_once, probe.trials))
+            tally = Tally()
+            while count := rule.more(tally):
+                (found,) = yield [Ask(trajectory=at, step=probe.step, count=count)]
+                kept += [(probe.step, rollout) for rollout in found]
+                for rollout in found:
+                    tally = tally.plus(rollout.outcome)
+                    tallies[probe.step] = tallies[probe.step].plus(rollout.outcome)
+            probe = search.send(tally.successes > 0)
+    except StopIteration as end:
+        return int(end.value)
+
+
+def last_tally(rollouts: Rollouts, at: Trajectory, trials: int) -> Tally:
+    """The last step's count: every roll-out from there is the response itself."""
+    outcome = rollouts.judge([(at.problem, at.response)])[0]
+    return Tally(
+        successes=trials * (outcome is Outcome.CORRECT),
+        failures=trials * (outcome is Outcome.INCORRECT),
+        undecided=trials * (outcome is Outcome.UNDECIDED),
     )
 
 
-def _row(
-    problem: Problem,
-    response: Response,
-    ids: tuple[int, ...],
-    steps: tuple[Step, ...],
-    engine: Engine,
-    *,
-    successes: list[int],
-    trials: list[int],
-    source: str,
+def rollout_rows(
+    rollouts: Rollouts, at: Trajectory, step: int, rollout: Rollout, provenance: dict[str, Any]
+) -> list[StepRow]:
+    """A roll-out as a row: one trial for every step it added; none when it says nothing new."""
+    tokenizer = rollouts.engine.tokenizer
+    response = finish(tokenizer, at, step, rollout.token_ids, rollout.stop_reason)
+    steps = tuple(token_steps(tokenizer, response, response.token_ids))
+    added = len(steps) - (step + 1)
+    if added < 1 or rollout.outcome is Outcome.UNDECIDED:
+        return []
+    won = Tally().plus(rollout.outcome)
+    whole = Trajectory(
+        problem=at.problem,
+        response=response,
+        prompt_ids=at.prompt_ids,
+        ids=response.token_ids,
+        steps=steps,
+        name=at.name,
+    )
+    return [label_row(rollouts, whole, [Tally()] * (step + 1) + [won] * added, provenance, source="rollout")]
+
+
+def label_row(
+    rollouts: Rollouts,
+    at: Trajectory,
+    tallies: Sequence[Tally],
     provenance: dict[str, Any],
-    undecided: tuple[int, ...] = (),
+    *,
+    hard: tuple[bool | None, ...] = (),
+    source: str = "response",
 ) -> StepRow:
+    """A response with what its steps' roll-outs came to."""
     row = StepRow(
-        prompt=problem.prompt,
-        completions=tuple(step.text for step in steps),
-        successes=tuple(float(s) for s in successes),
-        trials=tuple(trials),
-        undecided=undecided,
-        problem_id=problem.id,
-        sample=response.sample,
-        stop_reason=response.stop_reason,
+        prompt=at.problem.prompt,
+        completions=tuple(step.text for step in at.steps),
+        successes=tuple(float(tally.successes) for tally in tallies),
+        trials=tuple(tally.decided for tally in tallies),
+        undecided=tuple(tally.undecided for tally in tallies),
+        hard=hard,
+        problem_id=at.problem.id,
+        sample=at.response.sample,
+        stop_reason=at.response.stop_reason,
         source=source,
         provenance=provenance,
     )
     # The sampled ids are stored only where encoding the text would give others.
-    if response_ids(engine.tokenizer, row.response) == ids:
+    if response_ids(rollouts.engine.tokenizer, row.response) == at.ids:
         return row
-    return StepRow(**{name: getattr(row, name) for name in row.__slots__} | {"token_ids": ids})
+    return StepRow(**{name: getattr(row, name) for name in row.__slots__} | {"token_ids": at.ids})

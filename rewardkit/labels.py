@@ -1,8 +1,10 @@
 """The labelling job: draw responses, label their steps, write rows that a killed run can go on from.
 
-Rows go to `labels.jsonl` response by response, each response's roll-outs first and its own row last: that row is
-the mark that the response is complete. Going on drops roll-outs without their response row, then skips what is
-there; because every draw derives from (seed, problem, sample, step), the file ends up the same as without a stop.
+Rows go to `labels.jsonl` response by response, what belongs to a response first and its own row last: that row is
+the mark that the response is complete. Going on drops rows without their response row, then skips what is there.
+Beside it `responses.jsonl` keeps the responses and `rollouts.jsonl` every roll-out of every call of the engine, so that
+a killed job pays for nothing twice but the call it was killed in; because every draw derives from (seed, problem,
+sample, step), the labels end up the same as without a stop.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from typing import Any
 
 from prm.formats import StepRow
 from prm.labelling import LabelConfig, label
+from prm.rollouts import FileLog
 from search.strategies.best_of_n import draw
-from verifiers.core import Engine, Problem, Scorer
+from verifiers.core import Engine, Problem, Response, Scorer, StepScorer, StopReason
 from verifiers.jsonl import JsonlAppender, write_jsonl
 
 
@@ -27,27 +30,38 @@ def make_labels(
     samples: int,
     path: Path,
     policy: str,
+    scorer: StepScorer | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
     chunk: int = 32,
 ) -> int:
     """Label `samples` responses to each problem into the file at `path`; returns the number of new responses.
 
-    Problems whose responses are all in the file already are skipped. The responses are drawn at the sampling
-    settings of the roll-outs.
+    `scorer` guides the method cheapest_search. Problems whose responses are all in the file already are skipped. The
+    responses are drawn at the sampling settings of the roll-outs.
     """
     done = _complete(path)
     todo = [p for p in problems if any((p.id, sample) not in done for sample in range(samples))]
     on_progress(len(problems) - len(todo))
     new = 0
-    with JsonlAppender(path) as file:
+    with (
+        JsonlAppender(path) as file,
+        JsonlAppender(path.with_name("responses.jsonl")) as responses,
+        FileLog(path.with_name("rollouts.jsonl")) as log,
+    ):
+        kept = _kept_responses(responses.rows)
         for start in range(0, len(todo), chunk):
             part = todo[start : start + chunk]
-            pools = draw(part, engine=engine, n=samples, sampling=config.sampling, seed=config.seed)
+            fresh = [problem for problem in part if len(kept.get(problem.id, ())) < samples]
+            sampling, seed = config.sampling, config.seed
+            for pool in draw(fresh, engine=engine, n=samples, sampling=sampling, seed=seed) if fresh else ():
+                known = len(kept.get(pool.problem.id, ()))
+                kept[pool.problem.id] = list(pool.responses)
+                responses.append(*map(_response_row, pool.responses[known:]))
             pairs = [
-                (pool.problem, response)
-                for pool in pools
-                for response in pool.responses
-                if (pool.problem.id, response.sample) not in done
+                (problem, response)
+                for problem in part
+                for response in kept[problem.id][:samples]
+                if (problem.id, response.sample) not in done
             ]
             labelled = label(
                 [p for p, _ in pairs],
@@ -56,6 +70,8 @@ def make_labels(
                 verifier=verifier,
                 config=config,
                 policy=policy,
+                scorer=scorer,
+                log=log,
                 chunk=len(pairs),
             )
             for rows in labelled:
@@ -63,6 +79,29 @@ def make_labels(
                 new += 1
             on_progress(len(part))
     return new
+
+
+def _response_row(response: Response) -> dict[str, Any]:
+    return {
+        "problem_id": response.problem_id,
+        "sample": response.sample,
+        "text": response.text,
+        "stop_reason": response.stop_reason.value,
+        "token_ids": list(response.token_ids),
+    }
+
+
+def _kept_responses(rows: Sequence[dict[str, Any]]) -> dict[str, list[Response]]:
+    kept: dict[str, dict[int, Response]] = {}
+    for row in rows:
+        kept.setdefault(row["problem_id"], {})[row["sample"]] = Response(
+            problem_id=row["problem_id"],
+            sample=row["sample"],
+            text=row["text"],
+            stop_reason=StopReason(row["stop_reason"]),
+            token_ids=tuple(row["token_ids"]),
+        )
+    return {problem: [found[n] for n in sorted(found)] for problem, found in kept.items()}
 
 
 def _complete(path: Path) -> set[tuple[str, int]]:
@@ -80,6 +119,7 @@ def _complete(path: Path) -> set[tuple[str, int]]:
 def summary(rows: Sequence[StepRow]) -> dict[str, Any]:
     """Counts for people: responses, steps, trials, share of successes, undecided trials."""
     own = [row for row in rows if row.source != "rollout"]
+    hard = [label for row in own for label in row.labels("hard") if label is not None]
     trials = sum(sum(row.trials) for row in own)
     return {
         "responses": len(own),
@@ -87,5 +127,6 @@ def summary(rows: Sequence[StepRow]) -> dict[str, Any]:
         "labelled steps": sum(n > 0 for row in rows for n in row.trials),
         "trials": trials,
         "success rate": sum(sum(row.successes) for row in own) / max(1, trials),
+        "good steps": sum(map(bool, hard)) / max(1, len(hard)),
         "undecided trials": sum(sum(row.undecided) for row in own),
     }

@@ -182,7 +182,7 @@ def test_posterior_and_decided_labels() -> None:
     [
         ("hard", [1, None], "field 'hard': must be a list of true, false or null"),
         ("prior", [[1.0], [1.0]], "field 'prior': must be a list of pairs"),
-        ("prior", [[0.0, 1.0], [1.0, 1.0]], "'prior' must hold pseudo-counts above 0"),
+        ("prior", [[0.0, 1.0], [1.0, 1.0]], "'prior' must hold pseudo-counts above 0, or 0 and 0"),
         ("hard", [True], "'hard' must have one entry a step or none; got 1 for 2"),
     ],
 )

@@ -224,14 +224,14 @@ def test_provenance_says_how_the_labels_were_made() -> None:
     ((row,),) = run(problems, responses, engine, trials=2, temperature=0.5, seed=4)
     assert row.provenance == {
         "policy": "script", "method": "fixed", "trials": 2, "temperature": 0.5, "max_new_tokens": 512,
-        "keep_rollouts": False, "seed": 4,
+        "keep_rollouts": False, "seed": 4, "threshold": 0.0, "optional_stopping": False,
     }  # fmt: skip
 
 
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="trials must be 1 or more"):
         LabelConfig(trials=0)
-    with pytest.raises(ConfigError, match="method must be 'fixed'; got 'binary'"):
+    with pytest.raises(ConfigError, match=r"method must be one of fixed, early_stop, sequential, .*; got 'binary'"):
         LabelConfig(method="binary")  # type: ignore[arg-type]
     problems, responses, engine = setup(2)
     with pytest.raises(ConfigError, match="one problem a response; got 2 and 1"):

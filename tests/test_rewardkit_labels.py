@@ -187,6 +187,6 @@ def test_summary_counts_responses_and_roll_outs_apart() -> None:
     ]
     assert summary(rows) == {
         "responses": 2, "roll-out rows": 1, "labelled steps": 4, "trials": 8, "success rate": 0.25,
-        "undecided trials": 1,
+        "good steps": 2 / 3, "undecided trials": 1,
     }  # fmt: skip
     assert summary([])["success rate"] == 0.0

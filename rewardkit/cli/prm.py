@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from prm.labelling import LabelConfig
+from prm.label_config import LabelConfig
 from prm.train_config import TrainConfig
 from verifiers.errors import ConfigError
 
@@ -33,6 +33,8 @@ class LabelJob:
     """Column of the reference answers, where it is not found by itself."""
     max_rows: int = 256
     """Rows decoded at once."""
+    scorer: str | None = None
+    """Process reward model that guides --method cheapest_search."""
     label: Annotated[LabelConfig, Parameter(name="*")] = field(default_factory=LabelConfig)
     """How labels are made."""
     out: Path | None = None
@@ -47,9 +49,10 @@ def label(job: LabelJob) -> int:
     Examples
     --------
     rewardkit prm label --policy data/playground/policy --problems playground:train:200 --out runs/labels
-    rewardkit prm label --policy Qwen/Qwen2.5-Math-1.5B-Instruct --problems gsm8k.jsonl --trials 16
+    rewardkit prm label --policy Qwen/Qwen2.5-Math-1.5B-Instruct --problems gsm8k.jsonl --trials 16 --method early_stop
     """
     from prm.formats import read_stepwise
+    from prm.model import ProcessModel
     from rewardkit.cli.progress import Progress
     from rewardkit.labels import make_labels, summary
     from rewardkit.runs import RunFolder
@@ -62,6 +65,7 @@ def label(job: LabelJob) -> int:
         job.problems, limit=job.limit, prompt_column=job.prompt_column, answer_column=job.answer_column
     )
     engine = TransformersEngine.load(job.policy, max_rows=job.max_rows)
+    scorer = ProcessModel.load(job.scorer) if job.scorer else None
     problems = as_chat(problems, engine.tokenizer)
     check_prompts(problems, engine)
     with RunFolder.create("prm label", job, out=job.out, resume=job.resume) as run:
@@ -75,6 +79,7 @@ def label(job: LabelJob) -> int:
                 samples=job.samples,
                 path=path,
                 policy=str(job.policy),
+                scorer=scorer,
                 on_progress=progress,
             )
         found = summary(read_stepwise(path))
