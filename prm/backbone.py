@@ -125,14 +125,8 @@ def pad_right(rows: Sequence[Sequence[int]], *, device: torch.device | str = "cp
     return ids_BT.to(device)
 
 
-def good_logits(model: Any, ids_BT: torch.Tensor) -> torch.Tensor:
-    """logit_1 - logit_0 at every position, in float32. Shape (B, T)."""
-    logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits.float()
-    return logits[..., 1] - logits[..., 0]
-
-
 def load_backbone(path: str | Path, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any, ModelCard]:
-    """(model, tokenizer, card) of a two-label checkpoint. Raises ModelError, MissingFileError."""
+    """(model, tokenizer, card) of a checkpoint with two labels or one. Raises ModelError, MissingFileError."""
     tokenizer = load_tokenizer(path)
     with loading(path, "a process reward model (token classification)"):
         from transformers import AutoConfig, AutoModelForTokenClassification
@@ -143,8 +137,8 @@ def load_backbone(path: str | Path, *, dtype: str = "auto", device: str | None =
             f"{path} is no process reward model: it holds {', '.join(config.architectures or ['nothing'])}, "
             "not a token-classification head; train one from it with `rewardkit prm train --init`"
         )
-    if config.num_labels != 2:
-        raise ModelError(f"{path} has {config.num_labels} labels a token; a process reward model has 2")
+    if config.num_labels not in (1, 2):
+        raise ModelError(f"{path} has {config.num_labels} labels a token; a process reward model has 2 or 1 (a scalar)")
     with loading(path, "a process reward model (token classification)"):
         model, report = AutoModelForTokenClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
     refuse_missing(path, "a process reward model", report["missing_keys"])
@@ -152,12 +146,12 @@ def load_backbone(path: str | Path, *, dtype: str = "auto", device: str | None =
     return model.eval(), tokenizer, ModelCard.load(path)
 
 
-def start_from(path: str | Path, *, seed: int = 0) -> tuple[Any, Any, Any]:
+def start_from(path: str | Path, *, seed: int = 0, labels: int = 2) -> tuple[Any, Any, Any]:
     """(model, tokenizer, lm_head) to train on: a causal LM with a fresh head, or a process reward model.
 
-    `lm_head` maps hidden states to token logits, so that the language-model loss can be kept beside the step
-    loss; it shares the embedding's weights where the checkpoint ties them, and is None for a checkpoint that
-    has no language-model head of its own.
+    The head has 2 labels, or 1 (a scalar). `lm_head` maps hidden states to token logits, so that the language-model
+    loss can be kept beside the step loss; it shares the embedding's weights where the checkpoint ties them, and is
+    None for a checkpoint that has no language-model head of its own.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
@@ -165,8 +159,14 @@ def start_from(path: str | Path, *, seed: int = 0) -> tuple[Any, Any, Any]:
     torch.manual_seed(seed)
     with loading(path, "a language model"):
         config = AutoConfig.from_pretrained(path)
+        if any("TokenClassification" in name for name in config.architectures or ()) and config.num_labels != labels:
+            known = {1: "set the head to 'scalar', or ", 2: "set the head to 'two-label', or "}
+            raise ModelError(
+                f"{path} has a head of {config.num_labels} labels and {labels} are wanted; "
+                f"{known.get(config.num_labels, '')}start from the causal language model"
+            )
         model, report = AutoModelForTokenClassification.from_pretrained(
-            path, num_labels=2, dtype=torch.float32, output_loading_info=True
+            path, num_labels=labels, dtype=torch.float32, output_loading_info=True
         )
         if config.tie_word_embeddings:
             lm_head: Any = torch.nn.Linear(1, 1, bias=False)
@@ -178,6 +178,7 @@ def start_from(path: str | Path, *, seed: int = 0) -> tuple[Any, Any, Any]:
     # A language model brings no head; everything below it must come from the checkpoint.
     below = f"{model.base_model_prefix}."
     refuse_missing(path, "a model to start from", (name for name in report["missing_keys"] if name.startswith(below)))
-    model.config.id2label = {0: "bad", 1: "good"}
-    model.config.label2id = {"bad": 0, "good": 1}
+    names = ("bad", "good") if labels == 2 else ("good",)
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: number for number, name in enumerate(names)}
     return model, tokenizer, lm_head

@@ -216,4 +216,4 @@ def test_wrong_checkpoints_are_told_in_one_sentence(tiny_policy: Path, tiny_toke
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError) as caught:
         load_backbone(tmp_path)
-    assert str(caught.value) == f"{tmp_path} has 3 labels a token; a process reward model has 2"
+    assert str(caught.value) == f"{tmp_path} has 3 labels a token; a process reward model has 2 or 1 (a scalar)"

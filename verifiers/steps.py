@@ -117,13 +117,23 @@ def without_end(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Sequence[int]
     return token_ids[:-1] if token_ids and token_ids[-1] in ends else token_ids
 
 
+_PROMPTS: weakref.WeakKeyDictionary[Tokenizer, dict[str, tuple[int, ...]]] = weakref.WeakKeyDictionary()
+_SEPARATORS: weakref.WeakKeyDictionary[Tokenizer, dict[str, tuple[int, ...]]] = weakref.WeakKeyDictionary()
+
+
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
     """Prompt ids. Messages go through the tokenizer's chat template, plain text is encoded as it is.
 
     Raises ModelError when messages meet a tokenizer without a chat template.
     """
     if isinstance(prompt, str):
-        return tuple(tokenizer(prompt)["input_ids"])
+        # A search asks for the same few prompts thousands of times.
+        known = _PROMPTS.setdefault(tokenizer, {})
+        if prompt not in known:
+            if len(known) >= 4096:
+                known.clear()
+            known[prompt] = tuple(tokenizer(prompt)["input_ids"])
+        return known[prompt]
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(
             "the prompt is a list of chat messages, but this tokenizer has no chat template; "
@@ -150,7 +160,10 @@ def response_ids(tokenizer: Any, response: Response) -> tuple[int, ...]:
 
 def separator_ids(tokenizer: Any, *, separator: str = BLANK_LINE) -> tuple[int, ...]:
     """The separator's own ids, which close the last step when a step scorer reads it."""
-    return tuple(tokenizer(separator, add_special_tokens=False)["input_ids"])
+    known = _SEPARATORS.setdefault(tokenizer, {})
+    if separator not in known:
+        known[separator] = tuple(tokenizer(separator, add_special_tokens=False)["input_ids"])
+    return known[separator]
 
 
 def text_response(problem_id: str, steps: Sequence[str], *, separator: str = BLANK_LINE, sample: int = 0) -> Response:
