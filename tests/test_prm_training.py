@@ -14,8 +14,11 @@ from prm.backbone import encode_steps, load_backbone, start_from
 from prm.evaluate import ScoredSteps, auc_pooled
 from prm.formats import StepRow
 from prm.model import ProcessModel
+from prm.objectives import step_loss
+from prm.step_data import StepDataset, collate
+from prm.step_trainer import StepTrainer
 from prm.train_config import TrainConfig
-from prm.training import StepDataset, StepTrainer, collate, fit, step_loss
+from prm.training import fit
 from verifiers.errors import ConfigError, DataError, ModelError
 
 PROMPT = "One apple and two apples.\n"
