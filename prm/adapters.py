@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +270,8 @@ ADAPTERS: dict[str, Adapter] = {
 def recognise(path: str) -> str:
     """The adapter of a checkpoint. Raises ModelError, with the names there are, where nothing tells."""
     if Path(path, CARD).exists():
-        return "implicit" if ModelCard.load(path).head == "implicit" else "rewardkit"
+        card = ModelCard.load(path)
+        return card.adapter or ("implicit" if card.head == "implicit" else "rewardkit")
     architectures: list[str] = []
     if Path(path, "config.json").exists():
         architectures = json.loads(Path(path, "config.json").read_text()).get("architectures") or []
@@ -302,4 +303,4 @@ def load_parts(source: Source, adapter: str | None = None) -> tuple[str, Parts]:
         raise ConfigError(f"adapter must be one of {', '.join(ADAPTERS)}; got {adapter!r}")
     with loading(source.path, WHAT):
         name = adapter or recognise(source.path)
-    return name, ADAPTERS[name].load(source)
+    return name, replace(ADAPTERS[name].load(source), card=ModelCard.load(source.path))

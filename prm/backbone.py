@@ -48,6 +48,8 @@ class ModelCard:
     """Maps scores to probabilities (`prm/calibration.py`); empty where none was fitted."""
     separator: str = BLANK_LINE
     score: str = "softmax[1] at the last token of each step"
+    adapter: str = ""
+    """Convention of `prm/adapters.py` that reads it; empty for our own, by `head`."""
     label_rule: str = ""
     base_layers: int = 0
     """Decoder layers of the language model it was grown on (`prm/growth.py`); 0 where nothing was added."""

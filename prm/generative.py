@@ -22,6 +22,7 @@ from typing import Any, Self, TypeAlias
 import torch
 
 from prm.adapters import Parts
+from prm.backbone import ModelCard
 from prm.model import ProcessModel
 from prm.readings import numbered, question
 from verifiers.core import Problem, Response, Usage
@@ -53,12 +54,13 @@ class GenerativeModel(ProcessModel):
         self,
         model: Any,
         tokenizer: Any,
+        card: ModelCard | None = None,
         *,
         write: Write | None = None,
         max_new_tokens: int = 2048,
         batch_tokens: int = 16_384,
     ):
-        super().__init__(model, tokenizer, head=torch.nn.Identity(), batch_tokens=batch_tokens)
+        super().__init__(model, tokenizer, card, head=torch.nn.Identity(), batch_tokens=batch_tokens)
         self.write = write or self._generate
         self.max_new_tokens = max_new_tokens
         self._pair = [tokenizer.encode(word, add_special_tokens=False)[-1] for word in (self.good, self.bad)]
@@ -66,7 +68,7 @@ class GenerativeModel(ProcessModel):
     @classmethod
     def assemble(cls, parts: Parts, *, device: str, batch_tokens: int) -> Self:
         """See `ProcessModel.assemble`."""
-        return cls(parts.model.to(device), parts.tokenizer, batch_tokens=batch_tokens)
+        return cls(parts.model.to(device), parts.tokenizer, parts.card, batch_tokens=batch_tokens)
 
     def log_odds(self, problems: Sequence[Problem], responses: Sequence[Response]) -> list[tuple[float, ...]]:
         """Natural logarithm of P(good) / P(bad) a step, of a critique's verdict."""

@@ -20,9 +20,10 @@ import torch
 
 from prm.adapters import Parts, Source, load_parts
 from prm.backbone import ModelCard, StepInput, check_length, context_of, pad_right
+from prm.calibration import Calibration
 from prm.heads import head_of
 from prm.readings import OwnReading, Reading
-from verifiers.core import Problem, Prompt, Response, Usage
+from verifiers.core import Problem, Prompt, Response, StopReason, Usage
 from verifiers.errors import ConfigError
 from verifiers.steps import text_response
 
@@ -46,6 +47,8 @@ class ProcessModel:
         self.reading = reading or OwnReading(separator=self.card.separator)
         self.head = head or head_of(model)
         self.batch_tokens = batch_tokens
+        self.calibration = Calibration.from_json(self.card.calibration) if self.card.calibration else None
+        """What makes probabilities of scores; None gives the logistic function of the log-odds."""
         self.adapter = "rewardkit"
         """Name of the convention it is read by."""
         self._usage = Usage()
@@ -133,7 +136,12 @@ class ProcessModel:
 
     def to_scores(self, responses: Sequence[Response], log_odds: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
         """Log-odds as scores in [0, 1], calibrated where the card says how."""
-        return [tuple(torch.sigmoid(torch.tensor(row)).tolist()) for row in log_odds]
+        if self.calibration is None:
+            return [tuple(torch.sigmoid(torch.tensor(row)).tolist()) for row in log_odds]
+        return [
+            self.calibration.apply(row, finished=response.stop_reason is StopReason.STOP)
+            for row, response in zip(log_odds, responses, strict=True)
+        ]
 
     @torch.inference_mode()
     def log_odds(self, problems: Sequence[Problem], responses: Sequence[Response]) -> list[tuple[float, ...]]:
