@@ -7,14 +7,21 @@
                     step scored below the threshold is the first wrong one (on responses with an error), or no
                     step is below it (on responses without).
     ECE             expected calibration error over equal-width bins of the scores (Naeini et al. 2015).
+    Brier score     mean squared difference of score and outcome (Brier 1950).
+
+The first-error threshold is part of the result: 0.5 as it stands, or picked on other responses (`pick_threshold`) and
+then applied unchanged; picking it on the responses it is reported on, as is sometimes done, flatters.
 
 Intervals are bootstraps over problems.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,6 +148,96 @@ def first_error_f1(rows: Sequence[ScoredSteps], *, threshold: float = 0.5) -> Fi
         correct=hits[True][1],
         threshold=threshold,
     )
+
+
+def pick_threshold(rows: Sequence[ScoredSteps]) -> float:
+    """The threshold with the best first-error F1 on these responses, half-way between two scores that occur.
+
+    Report the F1 on other responses. All thresholds that make a difference are tried; ties go to the one nearest 0.5.
+    """
+    values = sorted({score for row in rows for score in row.scores})
+    middles = [(a + b) / 2 for a, b in itertools.pairwise([0.0, *values, 1.0])]
+    # A few hundred quantiles of them lose nothing that a few thousand responses could tell.
+    picks = sorted({middles[int(n)] for n in np.linspace(0, len(middles) - 1, min(len(middles), 400))})
+    usable = [threshold for threshold in picks if 0.0 < threshold < 1.0]
+    return max(usable, key=lambda threshold: (first_error_f1(rows, threshold=threshold).f1, -abs(threshold - 0.5)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A figure with a 95 % bootstrap interval over problems."""
+
+    value: float
+    low: float
+    high: float
+
+
+def over_problems(
+    figure: Callable[[Sequence[ScoredSteps]], float],
+    rows: Sequence[ScoredSteps],
+    *,
+    resamples: int = 200,
+    seed: int = 0,
+) -> Interval:
+    """Any figure of scored responses, with problems drawn with replacement.
+
+    A resample on which the figure is not defined (one kind of response missing) is left out.
+    """
+    groups: dict[str, list[ScoredSteps]] = defaultdict(list)
+    for row in rows:
+        groups[row.problem_id].append(row)
+    problems = list(groups.values())
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        picked = rng.integers(0, len(problems), size=len(problems))
+        with contextlib.suppress(DataError):
+            found.append(figure([row for n in picked for row in problems[n]]))
+    low, high = np.quantile(found, [0.025, 0.975]) if found else (math.nan, math.nan)
+    return Interval(value=figure(rows), low=float(low), high=float(high))
+
+
+def brier_score(scores: Sequence[float], outcomes: Sequence[bool | float]) -> float:
+    """Mean squared difference of score and outcome."""
+    if len(scores) != len(outcomes) or not scores:
+        raise ConfigError(f"there must be one outcome a score; got {len(scores)} and {len(outcomes)}")
+    return float(np.mean((np.asarray(scores, dtype=float) - np.asarray(outcomes, dtype=float)) ** 2))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReliabilityBin:
+    """Scores of one bin: how many, their mean, and the mean outcome with a 95 % Wilson interval."""
+
+    count: int
+    score: float
+    outcome: float
+    low: float
+    high: float
+
+
+def reliability(scores: Sequence[float], outcomes: Sequence[bool | float], *, bins: int = 10) -> list[ReliabilityBin]:
+    """A reliability diagram's points; empty bins are left out. The interval takes every outcome as one trial."""
+    scores_N, outcomes_N = np.asarray(scores, dtype=float), np.asarray(outcomes, dtype=float)
+    place_N = np.minimum((scores_N * bins).astype(int), bins - 1)
+    found = []
+    for place in range(bins):
+        inside = place_N == place
+        count = int(inside.sum())
+        if not count:
+            continue
+        share, z = float(outcomes_N[inside].mean()), 1.959963984540054
+        middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+        half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+        found.append(
+            ReliabilityBin(
+                count=count,
+                score=float(scores_N[inside].mean()),
+                outcome=share,
+                low=max(0.0, middle - half),
+                high=min(1.0, middle + half),
+            )
+        )
+    return found
 
 
 def expected_calibration_error(scores: Sequence[float], outcomes: Sequence[bool | float], *, bins: int = 10) -> float:
