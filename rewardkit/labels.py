@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from prm.formats import StepRow
+from prm.label_noise import label_noise
 from prm.labelling import LabelConfig, label
 from prm.rollouts import FileLog
 from search.strategies.best_of_n import draw
 from verifiers.core import Engine, Problem, Response, Scorer, StepScorer, StopReason
+from verifiers.errors import DataError
 from verifiers.jsonl import JsonlAppender, write_jsonl
 
 
@@ -114,6 +116,20 @@ def _complete(path: Path) -> set[tuple[str, int]]:
     if whole < len(rows):
         write_jsonl(path, rows[:whole])
     return {(row["problem_id"], row["sample"]) for row in rows[:whole] if row.get("source") == "response"}
+
+
+def noise(rows: Sequence[StepRow], *, trials: int) -> dict[str, float] | str:
+    """How far hard labels from this many roll-outs can be trusted, or why nothing can be said."""
+    try:
+        found = label_noise(rows, trials=trials)
+    except DataError as error:
+        return str(error)
+    return {
+        "good steps called bad": round(found.good_called_bad, 4),
+        "bad labels that are wrong": round(found.bad_labels_wrong, 4),
+        "labels that flip when drawn again": round(found.flip_rate, 4),
+        "a step is good from a chance of": found.good,
+    }
 
 
 def summary(rows: Sequence[StepRow]) -> dict[str, Any]:

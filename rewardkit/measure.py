@@ -16,8 +16,12 @@ from prm.evaluate import (
     ScoredSteps,
     auc_pooled,
     auc_within,
+    brier_score,
     expected_calibration_error,
     first_error_f1,
+    over_problems,
+    pick_threshold,
+    reliability,
 )
 from prm.model import ProcessModel
 from rewardkit.step_truth import judge_steps
@@ -100,17 +104,35 @@ def scored_steps(pools: Sequence[Pool], *, name: str = "PRM") -> list[ScoredStep
     return rows
 
 
-def step_figures(rows: Sequence[ScoredSteps]) -> dict[str, Any]:
-    """All figures of step quality, JSON-ready."""
-    scores = [score for row in rows for score in row.scores]
-    sound = [value for row in rows for value in row.sound]
+def step_figures(rows: Sequence[ScoredSteps], *, held_out: Sequence[ScoredSteps] = ()) -> dict[str, Any]:
+    """All figures of step quality, JSON-ready.
+
+    The first-error threshold is 0.5, or the best one on `held_out` responses where there are some.
+    """
+    threshold = pick_threshold(held_out) if held_out else 0.5
+    protocol = f"Threshold picked on {len(held_out)} other responses." if held_out else "Threshold fixed in advance."
+    f1 = over_problems(lambda some: first_error_f1(some, threshold=threshold).f1, rows)
+    ece = over_problems(lambda some: expected_calibration_error(*_flat(some)), rows)
+    scores, sound = _flat(rows)
     return {
         "auc_within": asdict(auc_within(rows)),
         "auc_first_error": asdict(auc_within(rows, first_errors_only=True)),
         "auc_pooled": auc_pooled(rows),
-        "first_error_f1": asdict(first_error_f1(rows)),
-        "ece": expected_calibration_error(scores, sound),
+        "first_error_f1": {
+            **asdict(first_error_f1(rows, threshold=threshold)),
+            "low": f1.low,
+            "high": f1.high,
+            "protocol": protocol,
+        },
+        "ece": ece.value,
+        "ece_bounds": asdict(ece),
+        "brier": asdict(over_problems(lambda some: brier_score(*_flat(some)), rows)),
+        "reliability": [asdict(point) for point in reliability(scores, sound)],
     }
+
+
+def _flat(rows: Sequence[ScoredSteps]) -> tuple[list[float], list[bool]]:
+    return [score for row in rows for score in row.scores], [value for row in rows for value in row.sound]
 
 
 def step_results(pools: Sequence[Pool]) -> dict[str, Any]:

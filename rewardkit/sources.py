@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewardkit import playground
-from verifiers.core import Problem
-from verifiers.errors import ConfigError
+from verifiers.core import Problem, Response
+from verifiers.errors import ConfigError, DataError
 from verifiers.records import load_problems
 
 if TYPE_CHECKING:
@@ -55,6 +55,28 @@ def as_chat(problems: list[Problem], tokenizer: Any) -> list[Problem]:
         else problem
         for problem in problems
     ]
+
+
+def responses_of(path: Path) -> list[tuple[dict[str, Any], Problem, Response]]:
+    """(row, problem, response) of a JSON Lines file with `prompt` and `completions` (steps) or `response` (text)."""
+    from verifiers.jsonl import numbered_rows
+    from verifiers.steps import BLANK_LINE
+
+    found = []
+    for number, row in numbered_rows(path, required=("prompt",)):
+        where = f"{path}, line {number}"
+        prompt, steps, text = row["prompt"], row.get("completions"), row.get("response")
+        if isinstance(prompt, list):
+            prompt = tuple(prompt)
+        elif not isinstance(prompt, str):
+            raise DataError(f"{where}, field 'prompt': must be text or a list of chat messages; got {prompt!r:.80}")
+        if isinstance(steps, list) and all(isinstance(step, str) for step in steps):
+            text = BLANK_LINE.join(steps)
+        if not isinstance(text, str):
+            raise DataError(f"{where}: needs 'completions' (a list of step texts) or 'response' (text)")
+        name = str(row.get("problem_id", row.get("id", number)))
+        found.append((row, Problem(id=name, prompt=prompt), Response(problem_id=name, text=text)))
+    return found
 
 
 def labelled_rows(paths: Sequence[Path], layout: str = "stepwise") -> list[StepRow]:

@@ -1,16 +1,18 @@
-"""`rewardkit prm label | train | eval`."""
+"""`rewardkit prm label | train | eval`; `score` and `calibrate` are in `prm_score.py`."""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from prm.label_config import LabelConfig
 from prm.train_config import TrainConfig
+from rewardkit.cli.prm_score import ModelChoice, load
 from verifiers.errors import ConfigError
 
 
@@ -54,7 +56,7 @@ def label(job: LabelJob) -> int:
     from prm.formats import read_stepwise
     from prm.model import ProcessModel
     from rewardkit.cli.progress import Progress
-    from rewardkit.labels import make_labels, summary
+    from rewardkit.labels import make_labels, noise, summary
     from rewardkit.runs import RunFolder
     from rewardkit.sources import as_chat, problems_from
     from search.engines.transformers_engine import TransformersEngine
@@ -82,7 +84,8 @@ def label(job: LabelJob) -> int:
                 scorer=scorer,
                 on_progress=progress,
             )
-        found = summary(read_stepwise(path))
+        rows = read_stepwise(path)
+        found = summary(rows) | {"label noise": noise(rows, trials=job.label.trials)}
         run.write_json(
             "results.json",
             {"title": "Step labels", "facts": {**found, "policy usage": asdict(engine.usage)}},
@@ -103,8 +106,14 @@ class TrainJob:
     """stepwise (TRL's or ours), math_shepherd, prm800k, math_aps, math_aps_tree, processbench or rlhflow."""
     train: Annotated[TrainConfig, Parameter(name="*")]
     """How it is fitted."""
+    prior: str | None = None
+    """Process reward model whose calibrated, cross-fitted score becomes the prior of soft labels (posterior means)."""
+    consensus: Literal["off", "drop_row", "drop_steps", "relabel"] = "off"
+    """What becomes of rows whose labels contradict the arithmetic of their equations."""
     out: Path | None = None
     """Run folder; runs/prm-train-<date> by default. The model goes to its folder model/."""
+    resume: bool = False
+    """Go on with the run in --out from its last checkpoint (--save-steps)."""
 
 
 def train(job: TrainJob) -> int:
@@ -114,26 +123,60 @@ def train(job: TrainJob) -> int:
     --------
     rewardkit prm train --init data/playground/policy --data runs/labels/labels.jsonl --out runs/prm
     rewardkit prm train --init runs/prm/model --data new.jsonl --steps 200 --lm-weight 0.5
+    torchrun --nproc_per_node 4 -m rewardkit prm train --init Qwen/Qwen2.5-Math-7B --data labels.jsonl --out runs/big
     """
     from prm.training import fit
     from rewardkit.report import write_report
     from rewardkit.runs import RunFolder
     from rewardkit.sources import labelled_rows
 
-    rows = labelled_rows(job.data, job.layout)
-    with RunFolder.create("prm train", job, out=job.out) as run:
+    rows, facts = _prepared(job, labelled_rows(job.data, job.layout))
+    if os.environ.get("RANK", "0") != "0":
+        # One of several processes (torchrun, accelerate launch): the first one keeps the run folder.
+        if job.out is None:
+            raise ConfigError("with several processes --out must be given, so that all of them use one run folder")
+        fit(rows, job.train, job.out / "model", work=job.out / "trainer", resume=job.resume)
+        return 0
+    with RunFolder.create("prm train", job, out=job.out, resume=job.resume) as run:
+        if job.resume:
+            # Every logged row comes again, from the first step on.
+            (run.path / "metrics.jsonl").unlink(missing_ok=True)
         report = fit(
             rows,
             job.train,
             run.path / "model",
             work=run.path / "trainer",
             on_log=run.log,
-            provenance={"data": [str(path) for path in job.data], "rows": len(rows)},
+            provenance={"data": [str(path) for path in job.data], "rows": len(rows), **facts},
+            resume=job.resume,
         )
-        run.write_json("results.json", {"title": "Process reward model", "facts": asdict(report)})
+        run.write_json("results.json", {"title": "Process reward model", "facts": {**facts, **asdict(report)}})
         print(json.dumps(asdict(report)))
         print(f"model in {run.path / 'model'}, report in {write_report(run.path)}")
     return 0
+
+
+def _prepared(job: TrainJob, rows: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Rows after the consensus filter and with the prior, and what is to be told of both."""
+    facts: dict[str, Any] = {}
+    if job.consensus != "off":
+        from prm.consensus import consensus
+
+        checked = consensus(rows, on_conflict=job.consensus)
+        facts |= {"rows against arithmetic": checked.conflicts, "rows with a false equation": checked.errors}
+        rows = checked.rows
+    if job.prior:
+        from prm.model import ProcessModel
+        from prm.posterior import with_prior
+
+        if job.train.labels != "soft":
+            raise ConfigError("--prior makes soft labels; set --labels soft or leave it out")
+        rows = [row for row in rows if any(row.trials)]
+        model = ProcessModel.load(job.prior)
+        found = with_prior(rows, model.log_odds([row.problem for row in rows], [row.response for row in rows]))
+        facts |= {"prior worth, roll-outs": [round(kappa, 2) for kappa in found.kappas]}
+        rows = found.rows
+    return rows, facts
 
 
 @Parameter(name="*")
@@ -141,12 +184,14 @@ def train(job: TrainJob) -> int:
 class EvalJob:
     """What `prm eval` measures."""
 
-    model: str
-    """Process reward model: checkpoint folder or hub id."""
+    choice: Annotated[ModelChoice, Parameter(name="*")]
+    """The model."""
     data: tuple[Path, ...] = ()
     """Files whose labels are the truth (a step is bad when none of its trials succeeded)."""
     layout: str = "stepwise"
     """Layout of --data, as in `prm train`."""
+    threshold_data: tuple[Path, ...] = ()
+    """Files, in the same layout, on which the first-error threshold is picked; 0.5 without them."""
     policy: str | None = None
     """Instead of --data: draw playground responses from this policy and use their computable step truth."""
     problems: str = "playground:test:300"
@@ -163,6 +208,8 @@ class EvalJob:
             raise ConfigError(
                 "prm eval needs either --data (labelled steps) or --policy (playground); got both or none"
             )
+        if self.threshold_data and not self.data:
+            raise ConfigError("--threshold-data goes with --data; with --policy the threshold is 0.5")
 
 
 def evaluate(job: EvalJob) -> int:
@@ -173,13 +220,13 @@ def evaluate(job: EvalJob) -> int:
     rewardkit prm eval --model data/playground/prm --policy data/playground/policy
     rewardkit prm eval --model my-prm --data heldout.jsonl
     """
-    from prm.model import ProcessModel
     from rewardkit.measure import step_figures
     from rewardkit.report import write_report
     from rewardkit.runs import RunFolder
 
-    model = ProcessModel.load(job.model)
-    results: dict[str, Any] = {"title": "Process reward model, measured", "facts": {"model": job.model}}
+    model = load(job.choice)
+    facts = {"model": job.choice.model, "adapter": model.adapter, "calibrated": model.calibration is not None}
+    results: dict[str, Any] = {"title": "Process reward model, measured", "facts": facts}
     if job.policy:
         from rewardkit.measure import (
             comparison,
@@ -195,14 +242,19 @@ def evaluate(job: EvalJob) -> int:
         results |= {
             **step_results(searched.pools),
             "curves": curve_figures(curves),
-            "comparisons": [comparison(curves, "weighted by PRM min", "majority")],
+            "comparisons": [
+                comparison(curves, "weighted by PRM min", "majority"),
+                comparison(curves, "best by PRM min", "majority"),
+                comparison(curves, "best by PRM min", "best by random"),
+            ],
             "costs": cost_figures(
                 searched.costs, policy_parameters=engine.parameters, scorer_parameters=model.parameters
             ),
         }
         samples = sample_rows(searched.pools)
     else:
-        results["steps"] = step_figures(_labelled_steps(job, model))
+        held_out = _labelled_steps(job.threshold_data, job.layout, model)
+        results["steps"] = step_figures(_labelled_steps(job.data, job.layout, model), held_out=held_out)
         samples = []
     with RunFolder.create("prm eval", job, out=job.out) as run:
         run.write_json("results.json", results)
@@ -241,17 +293,18 @@ def _playground_pools(job: EvalJob, model: Any) -> tuple[Any, Any]:
     return searched, engine
 
 
-def _labelled_steps(job: EvalJob, model: Any) -> list[Any]:
+def _labelled_steps(paths: tuple[Path, ...], layout: str, model: Any) -> list[Any]:
     """Scores beside labels, labelled steps alone; once a step is bad, all after it are unsound."""
     from prm.evaluate import ScoredSteps
     from rewardkit.sources import labelled_rows
 
-    rows = [row for row in labelled_rows(job.data, job.layout) if any(row.trials)]
+    rows = [row for row in labelled_rows(paths, layout) if any(label is not None for label in row.labels("hard"))]
     scores = model.score_steps([row.problem for row in rows], [row.response for row in rows])
     found = []
     for row, values in zip(rows, scores, strict=True):
-        labelled = [t for t, n in enumerate(row.trials) if n]
-        sound = tuple(all(row.successes[s] > 0 for s in labelled if s <= t) for t in labelled)
+        labels = row.labels("hard")
+        labelled = [t for t, label in enumerate(labels) if label is not None]
+        sound = tuple(all(labels[s] for s in labelled if s <= t) for t in labelled)
         name = row.problem_id or str(row.prompt)
         found.append(ScoredSteps(problem_id=name, scores=tuple(values[t] for t in labelled), sound=sound))
     return found

@@ -60,6 +60,30 @@ class FirstError:
     erroneous: int
     correct: int
     threshold: float | None
+    protocol: str | None = None
+    """How the threshold came about."""
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounded:
+    """A figure with its interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReliabilityPoint:
+    """One bin of scores: how many, their mean, the share of right steps with an interval."""
+
+    count: int
+    score: float
+    outcome: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +95,9 @@ class StepQuality:
     auc_pooled: float | None
     first_error_f1: FirstError | None
     ece: float | None
+    ece_bounds: Bounded | None = None
+    brier: Bounded | None = None
+    reliability: tuple[ReliabilityPoint, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

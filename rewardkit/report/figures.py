@@ -86,7 +86,7 @@ def accuracy_charts(curves: Sequence[Curve]) -> list[Chart]:
     scores = list(dict.fromkeys(_score(curve.rule) for curve in coloured if curve.rule != "majority"))
     charts = []
     for name, heading, members in groups:
-        figure = _figure(
+        figure = blank_figure(
             xaxis={
                 "type": "log",
                 "title": {"text": "responses per problem (n)", "font": {"size": 13}},
@@ -228,7 +228,7 @@ def training_charts(series: Mapping[str, Sequence[Series]]) -> list[Chart]:
     """One figure a logged number, the first MOST_PANELS of them."""
     charts = []
     for place, (name, phases) in enumerate(list(series.items())[:MOST_PANELS]):
-        figure = _figure(
+        figure = blank_figure(
             xaxis={"title": {"text": "step", "font": {"size": 13}}, "zeroline": False},
             yaxis={"zeroline": False, "exponentformat": "power", "tickformat": "~g" if place else None},
         )
@@ -287,7 +287,8 @@ def _noisy(values: Sequence[float]) -> bool:
     return ups_and_downs > 5 * (max(values) - min(values))
 
 
-def _figure(xaxis: Mapping[str, Any], yaxis: Mapping[str, Any]) -> Any:
+def blank_figure(xaxis: Mapping[str, Any], yaxis: Mapping[str, Any]) -> Any:
+    """A figure in the report's look."""
     import plotly.graph_objects as go
 
     axis = {

@@ -19,8 +19,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from rewardkit.report import figures, heatmap, words
-from rewardkit.report.contents import Auc, Cost, Curve, Results, Run, StepQuality
+from rewardkit.report import figures, heatmap, measures, words
+from rewardkit.report.contents import Cost, Curve, Results, Run
 from rewardkit.report.reading import is_number, read_run
 
 MOST_TEXT = 100_000
@@ -41,17 +41,6 @@ class RuleRow:
     left: float
     width: float
     dot: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MeasureRow:
-    """One measure of step quality in words and numbers."""
-
-    name: str
-    value: str
-    interval: str
-    counted: str
-    meaning: str
 
 
 def write_report(run: Path) -> Path:
@@ -76,7 +65,8 @@ def render(run: Run) -> str:
     results = run.results
     series = figures.metric_series(run.metrics)
     accuracy, training = figures.accuracy_charts(results.curves), figures.training_charts(series)
-    charts = [*accuracy, *training]
+    reliability = measures.reliability_charts(results.steps.reliability if results.steps else ())
+    charts = [*accuracy, *reliability, *training]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=words.number, plain=words.plain, seconds=words.seconds)
     template = environment.from_string(resources.files("rewardkit.report").joinpath("page.html.j2").read_text("utf-8"))
@@ -92,7 +82,8 @@ def render(run: Run) -> str:
         every_n=_every_n(results.curves),
         comparisons=_comparisons(results),
         costs=_with_total(results.costs),
-        measures=_measures(results.steps),
+        measures=measures.measure_rows(results.steps),
+        reliability=reliability,
         training=training,
         metrics=_metrics(series),
         undrawn=list(series)[figures.MOST_PANELS :],
@@ -191,82 +182,6 @@ def _with_total(costs: Sequence[Cost]) -> list[tuple[Cost, bool]]:
         flops=sum(cost.flops for cost in costs),
     )
     return [*rows, (total, True)]
-
-
-def _measures(steps: StepQuality | None) -> list[MeasureRow]:
-    """The step measures there are, the honest ones first."""
-    if steps is None:
-        return []
-    rows = []
-
-    def auc(name: str, measured: Auc | None, meaning: str) -> None:
-        if measured is not None:
-            bounds = measured.low is not None and measured.high is not None
-            rows.append(
-                MeasureRow(
-                    name=name,
-                    value=f"{measured.auc:.3f}",
-                    interval=f"{measured.low:.3f} – {measured.high:.3f}" if bounds else "no interval",
-                    counted=f"{measured.pairs:,} pairs, {measured.problems:,} problems",
-                    meaning=meaning,
-                )
-            )
-
-    auc(
-        "AUC within a problem",
-        steps.auc_within,
-        "Of two responses to one problem, does the one that is still right at a step score higher there? "
-        "0.5 is chance.",
-    )
-    auc("AUC at the first error", steps.auc_first_error, "The same, only up to and at the first wrong step.")
-    f1 = steps.first_error_f1
-    if f1 is not None:
-        below = "" if f1.threshold is None else f" (first score below {words.number(f1.threshold)})"
-        rows.append(
-            MeasureRow(
-                name="First-error F1",
-                value=f"{f1.f1:.3f}",
-                interval="–",
-                counted=f"{f1.erroneous + f1.correct:,} responses",
-                meaning=f"Harmonic mean of the two accuracies below{below}.",
-            )
-        )
-        halves = (
-            ("… on responses with an error", f1.on_erroneous, f1.erroneous, "The first wrong step was named."),
-            ("… on responses without", f1.on_correct, f1.correct, "No step was called wrong."),
-        )
-        for name, rate, count, meaning in halves:
-            rows.append(
-                MeasureRow(
-                    name=name,
-                    value=words.percent(rate),
-                    interval=words.interval(*words.wilson(rate, count)) + " (Wilson)",
-                    counted=f"{count:,} responses",
-                    meaning=meaning,
-                )
-            )
-    if steps.ece is not None:
-        rows.append(
-            MeasureRow(
-                name="Calibration error (ECE)",
-                value=f"{steps.ece:.3f}",
-                interval="–",
-                counted="all steps",
-                meaning="How far scores are from the share of right steps, on average; 0 is best.",
-            )
-        )
-    if steps.auc_pooled is not None:
-        rows.append(
-            MeasureRow(
-                name="AUC pooled",
-                value=f"{steps.auc_pooled:.3f}",
-                interval="–",
-                counted="all steps",
-                meaning="Over all steps of all problems; inflated, because early steps are mostly right. "
-                "Not a measure of skill.",
-            )
-        )
-    return rows
 
 
 def _metrics(series: Mapping[str, Sequence[figures.Series]]) -> list[Mapping[str, Any]]:

@@ -21,12 +21,14 @@ from typing import Any, NoReturn, TypeGuard, TypeVar
 from rewardkit.report.contents import (
     Answered,
     Auc,
+    Bounded,
     Comparison,
     Cost,
     Curve,
     Estimate,
     FirstError,
     Gate,
+    ReliabilityPoint,
     Results,
     Run,
     Sample,
@@ -200,6 +202,20 @@ def _curve(row: _Fields) -> Curve:
     return Curve(rule=row.text("rule"), points=tuple(sorted(points, key=lambda pair: pair[0])))
 
 
+def _bounded(row: _Fields) -> Bounded:
+    return Bounded(value=row.number("value"), low=row.maybe_number("low"), high=row.maybe_number("high"))
+
+
+def _reliability_point(row: _Fields) -> ReliabilityPoint:
+    return ReliabilityPoint(
+        count=row.whole("count"),
+        score=row.number("score"),
+        outcome=row.number("outcome"),
+        low=row.number("low"),
+        high=row.number("high"),
+    )
+
+
 def _step_quality(row: _Fields) -> StepQuality:
     def auc(fields: _Fields) -> Auc:
         return Auc(
@@ -223,9 +239,15 @@ def _step_quality(row: _Fields) -> StepQuality:
                 erroneous=f1.whole("erroneous"),
                 correct=f1.whole("correct"),
                 threshold=f1.maybe_number("threshold"),
+                protocol=f1.maybe_text("protocol"),
+                low=f1.maybe_number("low"),
+                high=f1.maybe_number("high"),
             ),
         ),
         ece=row.maybe_number("ece"),
+        ece_bounds=row.maybe("ece_bounds", _bounded),
+        brier=row.maybe("brier", _bounded),
+        reliability=row.all("reliability", _reliability_point),
     )
 
 
