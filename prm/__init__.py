@@ -9,13 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prm.cache import CachedScorer as CachedScorer
     from prm.credit import marginal as marginal
     from prm.credit import response_score as response_score
     from prm.evaluate import auc_within as auc_within
     from prm.evaluate import first_error_f1 as first_error_f1
     from prm.formats import StepRow as StepRow
     from prm.formats import read_stepwise as read_stepwise
-    from prm.labelling import LabelConfig as LabelConfig
+    from prm.label_config import LabelConfig as LabelConfig
     from prm.labelling import label as label
     from prm.model import ProcessModel as ProcessModel
     from prm.train_config import TrainConfig as TrainConfig
@@ -26,8 +27,9 @@ REWARDKIT_PACKAGE = "prm"
 
 _HOMES = {
     "ProcessModel": "prm.model",
+    "CachedScorer": "prm.cache",
     "label": "prm.labelling",
-    "LabelConfig": "prm.labelling",
+    "LabelConfig": "prm.label_config",
     "fit": "prm.training",
     "TrainConfig": "prm.train_config",
     "StepRow": "prm.formats",
