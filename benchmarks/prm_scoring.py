@@ -19,19 +19,26 @@ from prm.cache import CachedScorer
 from prm.model import ProcessModel
 from rewardkit import playground
 from verifiers.core import Problem, Response
-from verifiers.steps import split_steps, text_response
+from verifiers.steps import BLANK_LINE, split_steps
 
 WIDTH, KEPT = 16, 4
 
 
-def levels(problem: Problem, lines: list[str], depth: int, seed: int) -> list[list[Response]]:
+def levels(tokenizer: Any, problem: Problem, lines: list[str], depth: int, seed: int) -> list[list[Response]]:
     """The candidates that a beam search looks at, level by level."""
     rng = random.Random(seed)
     beams: list[list[str]] = [[] for _ in range(KEPT)]
     found = []
     for _ in range(depth):
         grown = [[*beam, rng.choice(lines)] for beam in beams for _ in range(WIDTH // KEPT)]
-        found.append([text_response(problem.id, steps) for steps in grown])
+        # As in a search, responses come as the ids that were drawn.
+        texts = [BLANK_LINE.join([*steps, ""]) for steps in grown]
+        found.append(
+            [
+                Response(problem_id=problem.id, text=text, token_ids=tuple(tokenizer(text)["input_ids"]))
+                for text in texts
+            ]
+        )
         beams = rng.sample(grown, KEPT)
     return found
 
@@ -60,7 +67,7 @@ def main() -> None:
         ratios, tokens = [], []
         for seed in range(-1, seeds):  # the first round warms up
             problem = max(playground.problems(20, split="test", seed=seed + 50), key=lambda p: len(str(p.prompt)))
-            beam = levels(problem, lines, depth, seed)
+            beam = levels(model.tokenizer, problem, lines, depth, seed)
             again, wanted, read = scored(model, problem, beam)
             seconds, found, less = scored(CachedScorer(model), problem, beam)
             worst = max(worst, max(abs(a - b) for a, b in zip(wanted, found, strict=True)))

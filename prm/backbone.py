@@ -27,7 +27,7 @@ import torch
 from verifiers.checkpoints import load_tokenizer, loading, refuse_missing
 from verifiers.core import Prompt, Response, Step
 from verifiers.errors import DataError, ModelError
-from verifiers.steps import BLANK_LINE, encode_prompt, response_ids, separator_ids, token_steps, without_end
+from verifiers.steps import BLANK_LINE, encode_prompt, response_ids, separator_ids, text_and_steps, without_end
 
 CARD = "rewardkit.json"
 
@@ -85,9 +85,8 @@ def encode_steps(tokenizer: Any, prompt: Prompt, response: Response, *, separato
     """The ids of prompt and response with the position of every step's last token."""
     prompt_ids = encode_prompt(tokenizer, prompt)
     ids = tuple(without_end(tokenizer, response_ids(tokenizer, response)))
-    steps = token_steps(tokenizer, response, ids, separator=separator)
+    text, steps = text_and_steps(tokenizer, ids, separator=separator)
     # A response that was cut behind a separator (a prefix in search, a token budget) is closed already.
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     tail = text[steps[-1].end :] if steps else ""
     closed = tail.count("\n") > 1 if separator == BLANK_LINE else separator in tail
     closing = () if closed else separator_ids(tokenizer, separator=separator)
@@ -167,8 +166,11 @@ def start_from(path: str | Path, *, seed: int = 0, labels: int = 2) -> tuple[Any
                 f"{path} has a head of {config.num_labels} labels and {labels} are wanted; "
                 f"{known.get(config.num_labels, '')}start from the causal language model"
             )
+        config.num_labels = labels
+        # Not the dropout of 0.1 that transformers puts before the head by default.
+        config.classifier_dropout = 0.0
         model, report = AutoModelForTokenClassification.from_pretrained(
-            path, num_labels=labels, dtype=torch.float32, output_loading_info=True
+            path, config=config, dtype=torch.float32, output_loading_info=True
         )
         if config.tie_word_embeddings:
             lm_head: Any = torch.nn.Linear(1, 1, bias=False)

@@ -53,11 +53,6 @@ class _Segment:
     base: int
     start: int
 
-    def columns(self, length: int) -> list[int]:
-        """The columns of the first `length` positions."""
-        behind = max(0, length - self.base)
-        return [*range(min(length, self.base)), *range(self.start, self.start + behind)]
-
 
 @dataclass(slots=True, eq=False)
 class _Block:
@@ -107,9 +102,9 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
 
     is_compileable = False
 
-    def __init__(self, number: int, past: int, gathers: list[tuple[_Block, list[int], torch.Tensor, torch.Tensor]]):
+    def __init__(self, number: int, past: int, sources: list[tuple[_Block, _Segment, int] | None]) -> None:
         super().__init__()
-        self.number, self.past, self.gathers = number, past, gathers
+        self.number, self.past, self.sources = number, past, sources
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to prepare."""
@@ -123,11 +118,17 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
 
     def _join(self, new_GHND: torch.Tensor, kind: int) -> torch.Tensor:
         groups, heads, count, size = new_GHND.shape
-        # Zeros where a kept text is shorter than the longest: masked, but they must be finite.
-        whole = new_GHND.new_zeros(groups, heads, self.past + count, size)
-        for block, targets, rows_G1, columns_GT in self.gathers:
-            kept_GTHD = block.states[self.number][kind].transpose(1, 2)[rows_G1, columns_GT]
-            whole[targets, :, : columns_GT.shape[1]] = kept_GTHD.transpose(1, 2)
+        whole = new_GHND.new_empty(groups, heads, self.past + count, size)
+        for g, source in enumerate(self.sources):
+            length = 0
+            if source is not None:
+                block, segment, length = source
+                kept_HTD = block.states[self.number][kind][segment.group]
+                base = min(length, segment.base)
+                whole[g, :, :base] = kept_HTD[:, :base]
+                whole[g, :, base:length] = kept_HTD[:, segment.start : segment.start + length - base]
+            # Masked, but what stands there must be finite.
+            whole[g, :, length : self.past] = 0
         whole[:, :, self.past :] = new_GHND
         return whole
 
@@ -260,8 +261,8 @@ class CachedScorer:
         seen = _visible(child_GN, [group[0].length for group in groups], past)
         dtype = self.model.model.dtype
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~torch.from_numpy(seen), torch.finfo(dtype).min)
-        gathers = self._gathers(groups)
-        layers = [_Layer(n, past, gathers) for n in range(self.model.model.config.num_hidden_layers)]
+        sources = self._sources(groups)
+        layers = [_Layer(n, past, sources) for n in range(self.model.model.config.num_hidden_layers)]
         states_GND = self.model.model.base_model(
             input_ids=ids_GN,
             attention_mask=mask[:, None].to(device),
@@ -287,21 +288,16 @@ class CachedScorer:
         )
         return sum(len(wanted.new) for wanted in batch)
 
-    def _gathers(self, groups: list[list[_Wanted]]) -> list[tuple[_Block, list[int], torch.Tensor, torch.Tensor]]:
-        """Per block that holds a kept text: for which groups, from which rows and columns; it counts as used."""
-        sources: dict[_Block, list[int]] = {}
-        for g, group in enumerate(groups):
-            if group[0].block is not None and group[0].length:
-                sources.setdefault(group[0].block, []).append(g)
-        found = []
-        for block, targets in sources.items():
-            self._blocks.remove(block)
-            self._blocks.append(block)
-            kept = [block.segments[groups[g][0].place] for g in targets]
-            columns = [segment.columns(groups[g][0].length) for segment, g in zip(kept, targets, strict=True)]
-            device = self.model.model.device
-            rows_G1 = torch.tensor([segment.group for segment in kept], device=device)[:, None]
-            found.append((block, targets, rows_G1, pad_right(columns, device=device)))
+    def _sources(self, groups: list[list[_Wanted]]) -> list[tuple[_Block, _Segment, int] | None]:
+        """Each group's kept text: its block, where it stands, how much of it; the blocks count as used."""
+        found: list[tuple[_Block, _Segment, int] | None] = []
+        for first, *_ in groups:
+            if first.block is None or not first.length:
+                found.append(None)
+                continue
+            self._blocks.remove(first.block)
+            self._blocks.append(first.block)
+            found.append((first.block, first.block.segments[first.place], first.length))
         return found
 
 

@@ -44,7 +44,7 @@ def with_prior(
     log_odds: Sequence[Sequence[float]],
     *,
     folds: int = 5,
-    method: CalibrationMethod = "isotonic",
+    method: CalibrationMethod = "platt",
     parts: int = 3,
 ) -> Posterior:
     """Rows whose labelled steps carry the prior; `log_odds[i]` are a model's, one a step of `rows[i]`.

@@ -78,6 +78,11 @@ def token_offsets(tokenizer: Tokenizer, token_ids: Sequence[int], text: str) -> 
 
 
 def _decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        # What the wrapper would call, without its conversion of every id: a search decodes all the time.
+        text: str = backend.decode(token_ids, skip_special_tokens=True)
+        return text
     return tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
@@ -90,6 +95,13 @@ def token_steps(
     space behind a separator opens the next one (" Then" is one token of the step it names). Spans tile [0, T)
     without the end-of-sequence token.
     """
+    return text_and_steps(tokenizer, token_ids, separator=separator)[1]
+
+
+def text_and_steps(
+    tokenizer: Tokenizer, token_ids: Sequence[int], *, separator: str = BLANK_LINE
+) -> tuple[str, list[Step]]:
+    """The decoded text of a response without its end mark, and its steps over that text (see `token_steps`)."""
     ids = list(without_end(tokenizer, token_ids))
     text = _decode(tokenizer, ids)
     steps = split_steps(text, separator=separator)
@@ -105,7 +117,7 @@ def token_steps(
             token += 1
         bounds.append(token)
     edges = [0, *bounds, len(ids)]
-    return [
+    return text, [
         Step(text=step.text, start=step.start, end=step.end, token_start=edges[n], token_end=edges[n + 1])
         for n, step in enumerate(steps)
     ]
