@@ -1,7 +1,7 @@
 """Calibration of the shipped process reward model on problems that neither training nor fitting saw.
 
 Two readings of a step's score. As the chance that the policy goes on to a right answer: train problems are labelled
-here with K = 16 and give the maps; test problems, labelled with K = 32, judge them, each roll-out one trial. As the
+here with K = 16 and give the maps; test problems, labelled with K = 24, judge them, each roll-out one trial. As the
 chance that no step so far is wrong, judged by the computable truth. A seed is another set of train and test problems.
 
 Beside it the same for a model that is sure of everything (the shipped one with its head multiplied by 4), as models
@@ -76,10 +76,10 @@ def main() -> None:
     names = ("chance of success", "soundness", "chance of success, sure model", "soundness, sure model")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for seed in range(2 if options.quick else 5):
-        train = responses(engine, 30 if options.quick else 250, seed, split="train")
-        test = responses(engine, 20 if options.quick else 120, seed)
+        train = responses(engine, 30 if options.quick else 100, seed, split="train")
+        test = responses(engine, 20 if options.quick else 60, seed)
         fit_on = labelled(train, engine, replace(BASE, seed=seed + 1))
-        judge_on = labelled(test, engine, replace(BASE, trials=32, seed=seed))
+        judge_on = labelled(test, engine, replace(BASE, trials=24, seed=seed))
         for name, one in (("", model), (", sure model", sure)):
             found[f"chance of success{name}"].append(measured(one, unfinished(fit_on), unfinished(judge_on)))
             found[f"soundness{name}"].append(measured(one, by_truth(train, fit_on), by_truth(test, judge_on)))

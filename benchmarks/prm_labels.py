@@ -195,10 +195,10 @@ def main() -> None:
     scorer = ProcessModel.load(playground.asset("prm"), dtype="float32")
     seeds = range(2 if options.quick else 5)
     small = options.quick
-    hard = [hard_labels(engine, 20 if small else 100, seed) for seed in seeds]
-    errors = [first_errors(engine, scorer, 10 if small else 60, seed) for seed in seeds]
-    soft = [soft_labels(engine, scorer, 20 if small else 60, seed) for seed in seeds]
-    wall = [wall_time(engine, 8 if small else 30, seed) for seed in seeds]
+    hard = [hard_labels(engine, 20 if small else 60, seed) for seed in seeds]
+    errors = [first_errors(engine, scorer, 10 if small else 40, seed) for seed in seeds]
+    soft = [soft_labels(engine, scorer, 20 if small else 40, seed) for seed in seeds]
+    wall = [wall_time(engine, 8 if small else 16, seed) for seed in seeds]
 
     def row(name: str, source: list[dict[str, float]], key: str, **more: Any) -> dict[str, Any]:
         return figure(name, **interval([one[key] for one in source]), **more)

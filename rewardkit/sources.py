@@ -81,9 +81,6 @@ def responses_of(path: Path) -> list[tuple[dict[str, Any], Problem, Response]]:
 
 def labelled_rows(paths: Sequence[Path], layout: str = "stepwise") -> list[StepRow]:
     """Step-labelled rows of files in one layout: `stepwise` (TRL's or ours) or one of `prm.public_formats`."""
-    from prm.formats import read_stepwise
     from prm.public_formats import read_public
 
-    if layout == "stepwise":
-        return [row for path in paths for row in read_stepwise(path)]
     return [row for path in paths for row in read_public(path, layout)]

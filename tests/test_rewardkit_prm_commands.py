@@ -188,3 +188,44 @@ def test_eval_picks_its_threshold_on_other_rows(labels: Path, tmp_path: Path) ->
     page = (out / "report.html").read_text()
     assert "Brier score" in page
     assert "Threshold picked on 32 other responses." in page
+
+
+PRM800K = {
+    "question": {"problem": "1 + 1 + 1?", "ground_truth_answer": "3"},
+    "label": {
+        "steps": [
+            {"completions": [{"text": "1 + 1 = 2", "rating": 1, "flagged": False}], "chosen_completion": 0},
+            {
+                "completions": [
+                    {"text": "2 + 1 = 3", "rating": 0, "flagged": False},
+                    {"text": "2 + 1 = 4", "rating": -1, "flagged": False},
+                ],
+                "chosen_completion": 0,
+            },
+        ],
+        "finish_reason": "solution",
+    },
+    "is_quality_control_question": False,
+    "is_initial_screening_question": False,
+}
+
+
+def test_convert_says_what_a_layout_means_and_cannot_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "prm800k.jsonl"
+    write_jsonl(data, [PRM800K])
+    arguments = ("prm", "convert", "--data", data, "--layout", "prm800k")
+    assert run(*arguments, "--neutral", "bad", "--out", tmp_path / "bad.jsonl") == 0
+    labels = sorted(json.dumps(row["labels"]) for row in read_jsonl(tmp_path / "bad.jsonl"))
+    assert labels == ["[1.0, 0.0]", "[1.0, 0.0]"]
+    assert run(*arguments, "--branches", "chosen", "--to", "math_shepherd", "--out", tmp_path / "ms.jsonl") == 0
+    (row,) = read_jsonl(tmp_path / "ms.jsonl")
+    assert row["label"] == "1 + 1 + 1? Step 1: 1 + 1 = 2 +\nStep 2: 2 + 1 = 3 +"
+    assert run(*arguments, "--out", tmp_path / "ms.jsonl") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert run("prm", "convert", "--data", data, "--neutral", "bad", "--out", tmp_path / "x") == 2
+    assert "--neutral is about prm800k" in capsys.readouterr().err
+    soft = tmp_path / "soft.jsonl"
+    write_jsonl(soft, [{"prompt": "q", "completions": ["Step 1: a"], "labels": [0.5]}])
+    assert run("prm", "convert", "--data", soft, "--to", "math_shepherd", "--out", tmp_path / "y.jsonl") == 2
+    assert not (tmp_path / "y.jsonl").exists()
+    assert run("prm", "convert", "--data", soft, "--to", "math_shepherd", "--lossy", "--out", tmp_path / "y.jsonl") == 0

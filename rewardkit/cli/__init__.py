@@ -1,4 +1,4 @@
-"""The command line: `rewardkit score | search | prm label|train|score|calibrate|eval | report | quickstart`.
+"""The command line: `rewardkit score | search | prm label|convert|train|score|calibrate|eval | report | quickstart`.
 
 Commands are named by import string and loaded when they run, so that `--help` needs no torch. Every command
 takes one frozen dataclass; `--config job.yaml` fills it and flags win wherever they stand. Exit codes: 0 ok,
@@ -33,10 +33,11 @@ app.command(
     name="quickstart",
     help="The whole pipeline on the playground: labels, PRM, Best-of-16, report.",
 )
-prm = App(name="prm", help="Process reward models: label, train, score, calibrate, eval.")
+prm = App(name="prm", help="Process reward models: label, convert, train, score, calibrate, eval.")
 prm.command("rewardkit.cli.prm:label", name="label", help="Monte-Carlo step labels from roll-outs.")
 prm.command("rewardkit.cli.prm:train", name="train", help="Train a process reward model on step labels.")
 prm.command("rewardkit.cli.prm:evaluate", name="eval", help="Measure step scores against known step truth.")
+prm.command("rewardkit.cli.prm_convert:convert", name="convert", help="Step labels from one layout to another.")
 prm.command("rewardkit.cli.prm_score:score", name="score", help="Score steps with our own or a public checkpoint.")
 prm.command("rewardkit.cli.prm_score:calibrate", name="calibrate", help="Make probabilities of a model's scores.")
 app.command(prm)

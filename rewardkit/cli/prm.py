@@ -103,7 +103,8 @@ class TrainJob:
     data: tuple[Path, ...]
     """Files of labelled steps (.jsonl or .jsonl.gz); may be given several times."""
     layout: str = "stepwise"
-    """stepwise (TRL's or ours), math_shepherd, prm800k, math_aps, math_aps_tree, processbench or rlhflow."""
+    """stepwise (TRL's or ours), math_shepherd, prm800k, math_aps, math_aps_tree, processbench, rlhflow, openrlhf,
+    er_prm or openr; `prm convert` has their options."""
     train: Annotated[TrainConfig, Parameter(name="*")]
     """How it is fitted."""
     prior: str | None = None
