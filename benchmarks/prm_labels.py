@@ -8,15 +8,15 @@ all read the same streams, so labels are compared roll-out by roll-out. Interval
     first error    wrong responses of eight steps; the linear scan names the first step all of whose K roll-outs failed
     soft labels    mean squared error against V from the other 56 of 64 roll-outs a step (their own variance taken off);
                    "equivalent roll-outs": plain K=8's error over the posterior's, as errors fall with 1 / K
-    wall time      labels of the same responses, sharing and early stop against one batch of full-prompt roll-outs
+
+Wall time is in prm_label_time.py.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,28 +31,12 @@ from rewardkit import playground
 from rewardkit.step_truth import judge_steps
 from search.engines.transformers_engine import TransformersEngine
 from search.strategies.best_of_n import draw
-from verifiers.core import Continuation, GenerationRequest, Outcome, Problem, Response, Sampling
+from verifiers.core import Outcome, Problem, Response
 from verifiers.maths import MathVerifier
 from verifiers.steps import split_steps
 
 BASE = LabelConfig(trials=16, temperature=playground.TEMPERATURE, max_new_tokens=playground.MAX_NEW_TOKENS)
 Pairs = list[tuple[Problem, Response]]
-
-
-@dataclass
-class Separate:
-    """An engine that is asked for every roll-out by itself, full prompt and all."""
-
-    engine: TransformersEngine
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
-
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[list[Continuation]]:
-        """One request a roll-out."""
-        single = [replace(q, n=1, first=q.first + j) for q in requests for j in range(q.n)]
-        drawn = iter(self.engine.generate(single, sampling))
-        return [[next(drawn)[0] for _ in range(q.n)] for q in requests]
 
 
 def responses(
@@ -157,30 +141,6 @@ def soft_labels(engine: TransformersEngine, scorer: ProcessModel, count: int, se
     return {"equivalent": float(np.mean(plain) / np.mean(posterior)), "kappa": float(np.median(kappas))}
 
 
-def wall_time(engine: TransformersEngine, count: int, seed: int) -> dict[str, float]:
-    """Seconds of the same labels: full prompts and fixed K, then sharing, then both."""
-    pairs = responses(engine, count, seed)
-    config = replace(BASE, seed=seed)
-    arms = {
-        "base": (Separate(TransformersEngine(engine.model, engine.tokenizer, prefix_tokens=0)), config),
-        "shared": (TransformersEngine(engine.model, engine.tokenizer), config),
-        "early": (
-            TransformersEngine(engine.model, engine.tokenizer),
-            replace(config, method="early_stop", at_once=4),
-        ),
-    }
-    seconds, labels = {}, {}
-    for name, (arm, settings) in arms.items():
-        started = time.perf_counter()
-        labels[name] = [row.labels("hard") for row in labelled(pairs, arm, settings)]
-        seconds[name] = time.perf_counter() - started
-    return {
-        "sharing": seconds["base"] / seconds["shared"],
-        "both": seconds["base"] / seconds["early"],
-        "same": float(np.mean([a == b for a, b in zip(labels["base"], labels["early"], strict=True)])),
-    }
-
-
 def interval(values: list[float]) -> dict[str, float]:
     """Mean over seeds with a bootstrap interval."""
     picks = np.random.default_rng(0).integers(0, len(values), size=(2000, len(values)))
@@ -198,7 +158,6 @@ def main() -> None:
     hard = [hard_labels(engine, 20 if small else 60, seed) for seed in seeds]
     errors = [first_errors(engine, scorer, 10 if small else 40, seed) for seed in seeds]
     soft = [soft_labels(engine, scorer, 20 if small else 40, seed) for seed in seeds]
-    wall = [wall_time(engine, 8 if small else 16, seed) for seed in seeds]
 
     def row(name: str, source: list[dict[str, float]], key: str, **more: Any) -> dict[str, Any]:
         return figure(name, **interval([one[key] for one in source]), **more)
@@ -216,7 +175,7 @@ def main() -> None:
         "cheapest, PRM",
         "cheapest, PRM, neighbour",
     ):
-        floors = (4.0, 0.97) if name == "cheapest, PRM" else (None, None)
+        floors = (4.0, 0.97) if name == "cheapest" else (None, None)
         figures += [
             row(
                 f"first error, {name}: roll-outs of the scan / of the search", errors, f"{name} ratio", floor=floors[0]
@@ -228,9 +187,6 @@ def main() -> None:
         row("first error, linear scan: accuracy against the computable truth", errors, "linear accuracy"),
         row("soft labels at K=8 with the prior: worth so many times the roll-outs", soft, "equivalent", floor=1.3),
         row("    the prior's weight in roll-outs", soft, "kappa"),
-        row("wall time, full prompts and fixed K / sharing and early stop", wall, "both", floor=3.0, unit="x"),
-        row("wall time, full prompts / sharing alone", wall, "sharing", unit="x"),
-        row("    responses labelled the same", wall, "same"),
     ]
     finish("prm_labels", figures, options)
 
