@@ -92,8 +92,6 @@ def main() -> None:
     for name, model, threads, depth, floor in (
         ("shipped", shipped, 1, 8, 4.0),
         ("shipped", shipped, 1, 16, 8.0),
-        ("shipped", shipped, 2, 8, None),
-        ("shipped", shipped, 2, 16, None),
         ("14M random", large, 1, 16, None),
     ):
         torch.set_num_threads(threads)

@@ -141,7 +141,7 @@ def padded(order: list[tuple[int, int]], batch: int) -> int:
 def main() -> None:
     """Losses, then the arms in turns, then losses of what was trained."""
     options = arguments(__doc__)
-    count, batch, turns, checked = (128, 8, 2, 64) if options.quick else (1024, 32, 5, 256)
+    count, batch, turns, checked = (128, 8, 2, 64) if options.quick else (320, 32, 5, 256)
     names = list(ARMS)[:2] if options.quick else list(ARMS)
     load = [os.getloadavg()[0]]
     if load[0] > 0.5:
