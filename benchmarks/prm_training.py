@@ -179,9 +179,8 @@ def main() -> None:
 
 
 def save_start(folder: Path) -> None:
-    """The weights that all arms load. TRL turns dropout off; the head's (0.1 unless the config says) is 0 for all."""
+    """The weights that all arms load; there is no dropout in any of them."""
     model, tokenizer, _ = start_from(asset("policy"), seed=0)
-    model.config.classifier_dropout = 0.0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
