@@ -33,13 +33,12 @@ def response(problem: Problem, steps: list[str]) -> Response:
     return text_response(problem.id, steps)
 
 
-def same(cached: CachedScorer, asked: list[tuple[Problem, list[str]]]) -> None:
+def gap(cached: CachedScorer, asked: list[tuple[Problem, list[str]]]) -> float:
+    """Greatest difference between the cache's log-odds and those of reading everything again."""
     problems = [problem for problem, _ in asked]
     responses = [response(problem, steps) for problem, steps in asked]
-    found = cached.log_odds(problems, responses)
-    wanted = cached.model.log_odds(problems, responses)
-    for mine, theirs in zip(found, wanted, strict=True):
-        assert list(mine) == pytest.approx(theirs, abs=1e-5)
+    pairs = zip(cached.log_odds(problems, responses), cached.model.log_odds(problems, responses), strict=True)
+    return max(abs(a - b) for mine, theirs in pairs for a, b in zip(mine, theirs, strict=True))
 
 
 def test_it_is_a_step_scorer_of_the_same_scores(model: ProcessModel) -> None:
@@ -67,13 +66,13 @@ def test_any_search_branching_reordering_dropping_and_cutting_back(
             kept = steps[: rng.randrange(len(steps) + 1)] if rng.random() < 0.2 else steps
             grown.append((problem, [*kept, *rng.sample(LINES, rng.choice([1, 1, 2]))]))
         rng.shuffle(grown)
-        same(cached, grown)
+        assert gap(cached, grown) <= 1e-5
         beams = [*rng.sample(grown, rng.randrange(1, len(grown) + 1)), (rng.choice(PROBLEMS), [])]
 
 
 def rows_read(cached: CachedScorer, asked: list[tuple[Problem, list[str]]]) -> int:
     before = cached.usage.prefill_tokens
-    same(cached, asked)
+    assert gap(cached, asked) <= 1e-5
     return cached.usage.prefill_tokens - before
 
 
@@ -117,7 +116,7 @@ def test_what_was_used_longest_ago_is_given_up(model: ProcessModel) -> None:
     sizes = [length(model, row) for row in rows]
     cached = CachedScorer(model, kept_tokens=sizes[0] + sizes[2])
     for row in rows[:2]:
-        same(cached, [(PROBLEMS[0], row)])
+        assert gap(cached, [(PROBLEMS[0], row)]) <= 1e-5
     assert rows_read(cached, [(PROBLEMS[0], rows[2])]) > 0
     assert rows_read(cached, [(PROBLEMS[0], rows[2])]) == 0
     assert rows_read(cached, [(PROBLEMS[0], rows[0])]) > 0

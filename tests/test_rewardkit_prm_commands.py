@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from public_prms import build
+from public_prms import NAMES, beside, build
 from reference_scores import reference
 
 from prm.formats import StepRow, read_stepwise, write_rows
@@ -70,7 +70,11 @@ def test_label_with_a_guide(tmp_path: Path) -> None:
         assert labels == [True] * len(labels) if first == -1 else labels.index(False) == first
 
 
-@pytest.mark.parametrize("name", ["math_shepherd", "qwen_prm", "trl"])
+SECOND = {"eurus": "--reference", "math_psa": "--base", "pqm": "--base"}
+"""The flag that names the second model of a family."""
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("genprm", "thinkprm", "trl_bos", "versaprm_qwen")])
 def test_score_reads_public_checkpoints(name: str, tmp_path: Path) -> None:
     folder = build(name, tmp_path / f"{name}-prm", seed=2)
     data = tmp_path / "responses.jsonl"
@@ -83,12 +87,16 @@ def test_score_reads_public_checkpoints(name: str, tmp_path: Path) -> None:
         ],
     )
     out = tmp_path / "run"
-    assert run("prm", "score", "--model", folder, "--adapter", name, "--data", data, "--out", out) == 0
+    more = (SECOND[name], beside(folder)) if name in SECOND else ()
+    assert run("prm", "score", "--model", folder, "--adapter", name, "--data", data, "--out", out, *more) == 0
     rows = read_jsonl(out / "scores.jsonl")
-    wanted = reference(name, folder, PROMPT, STEPS)
+    wanted, first = reference(name, folder, PROMPT, STEPS), reference(name, folder, PROMPT, STEPS[:1])
+    if name in ("eurus", "pqm"):
+        # Their published scores are raw; the file's lie in [0, 1].
+        wanted, first = ([1 / (1 + math.exp(-value)) for value in values] for values in (wanted, first))
     assert rows[0]["step_scores"] == pytest.approx(wanted, abs=1e-5)
     assert rows[1]["step_scores"] == pytest.approx(wanted, abs=1e-5)
-    assert rows[2]["step_scores"] == pytest.approx(wanted[:1], abs=1e-5)
+    assert rows[2]["step_scores"] == pytest.approx(first, abs=1e-5)
     assert (rows[0]["mine"], rows[0]["scores"]["min"]) == (1, pytest.approx(min(wanted), abs=1e-5))
     assert rows[0]["scores"]["product"] == pytest.approx(math.prod(wanted), abs=1e-5)
     assert json.loads((out / "results.json").read_text())["facts"]["adapter"] == name
