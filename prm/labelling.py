@@ -20,7 +20,8 @@ which responses are labelled, and a log of roll-outs (`prm/rollouts.py`) lets a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from prm.formats import StepRow
@@ -32,10 +33,11 @@ from verifiers.core import Engine, Outcome, Problem, Response, Scorer, StepScore
 from verifiers.errors import ConfigError
 from verifiers.steps import response_ids, token_steps
 
-__all__ = ["LabelConfig", "Plan", "label", "label_row", "run_plans"]
+__all__ = ["Found", "LabelConfig", "Plan", "label", "label_pairs", "label_row", "run_plans"]
 
-Plan: TypeAlias = Generator[list[Ask], list[list[Rollout]], list[StepRow]]
-"""Labels one response: yields what roll-outs it wants next, is sent them, returns rows."""
+Found: TypeAlias = list[tuple[Ask, list[Rollout]]]
+Plan: TypeAlias = Generator[list[Ask], Found, list[StepRow]]
+"""Labels one response: yields what more roll-outs it wants, is sent what came of any of its wishes, returns rows."""
 
 
 def label(
@@ -48,31 +50,51 @@ def label(
     policy: str = "",
     scorer: StepScorer | None = None,
     log: Log | None = None,
-    chunk: int = 64,
+    chunk: int = 128,
 ) -> Iterator[list[StepRow]]:
     """Label responses; yields the rows of one response after another, `responses[i]` answering `problems[i]`.
 
     The first row of each list is the response's own (source `response`), roll-outs follow when they are kept.
-    A response without steps yields an empty list. `chunk` responses share the engine's batch; it changes
-    nothing but speed and how often rows come out. `policy` is recorded in the rows. `log` keeps roll-outs and gives
+    A response without steps yields an empty list. `chunk` responses are in work at a time; it changes
+    nothing but speed and when rows come out. `policy` is recorded in the rows. `log` keeps roll-outs and gives
     back those it has. `scorer` guides cheapest_search. Undecided responses keep their counts but get no
     first bad step.
     """
     config = config or LabelConfig()
     if len(problems) != len(responses):
         raise ConfigError(f"there must be one problem a response; got {len(problems)} and {len(responses)}")
+    pairs = zip(problems, responses, strict=True)
+    return label_pairs(
+        pairs, engine=engine, verifier=verifier, config=config, policy=policy, scorer=scorer, log=log, chunk=chunk
+    )
+
+
+def label_pairs(
+    pairs: Iterable[tuple[Problem, Response]],
+    *,
+    engine: Engine,
+    verifier: Scorer,
+    config: LabelConfig,
+    policy: str = "",
+    scorer: StepScorer | None = None,
+    log: Log | None = None,
+    chunk: int = 128,
+) -> Iterator[list[StepRow]]:
+    """As `label`, over pairs that may still have to be made: no more are taken than are in work."""
     if scorer is not None and config.method != "cheapest_search":
         raise ConfigError(f"a scorer guides cheapest_search; method {config.method!r} makes no use of it")
     rollouts = Rollouts(engine, verifier, config.sampling, seed=config.seed, log=log)
     provenance = {"policy": policy, **config.provenance}
-    for start in range(0, len(responses), chunk):
-        part = list(zip(problems[start : start + chunk], responses[start : start + chunk], strict=True))
-        scores = scorer.score_steps([p for p, _ in part], [r for _, r in part]) if scorer else [None] * len(part)
-        made = [
-            _plan(rollouts, rollouts.trajectory(problem, response), config, provenance, guide)
-            for (problem, response), guide in zip(part, scores, strict=True)
-        ]
-        yield from run_plans(made, rollouts)
+
+    def plans() -> Iterator[Plan]:
+        rest = iter(pairs)
+        # A scorer is asked for many responses at a time.
+        while part := list(itertools.islice(rest, chunk if scorer else 1)):
+            scores = scorer.score_steps([p for p, _ in part], [r for _, r in part]) if scorer else [None]
+            for (problem, response), guide in zip(part, scores, strict=True):
+                yield _plan(rollouts, rollouts.trajectory(problem, response), config, provenance, guide)
+
+    return run_plans(plans(), rollouts, abreast=chunk)
 
 
 def _plan(
@@ -91,30 +113,40 @@ def _plan(
     return _every_step_plan(rollouts, at, config, provenance)
 
 
-def run_plans(plans: Sequence[Plan], rollouts: Rollouts) -> Iterator[list[StepRow]]:
-    """Run plans side by side, all their wishes in one call of the engine at a time; rows in the plans' order."""
-    wishes: dict[int, list[Ask]] = {}
+def run_plans(plans: Iterable[Plan], rollouts: Rollouts, *, abreast: int = 64) -> Iterator[list[StepRow]]:
+    """Run plans side by side, at most `abreast` unfinished ones, and yield their rows in the plans' order."""
+    waiting = iter(plans)
+    running: dict[int, Plan] = {}
+    owners: dict[int, tuple[int, Ask]] = {}
     done: dict[int, list[StepRow]] = {}
+    started = given = 0
 
-    def go_on(number: int, step: Callable[[], list[Ask]]) -> None:
+    def go_on(number: int, answer: Found | None) -> None:
+        plan = running[number]
         try:
-            wishes[number] = step()
+            asks = next(plan) if answer is None else plan.send(answer)
         except StopIteration as end:
+            del running[number]
             done[number] = end.value
+        else:
+            owners.update(zip(rollouts.ask(asks), ((number, ask) for ask in asks), strict=True))
 
-    for number, plan in enumerate(plans):
-        go_on(number, plan.__next__)
-    given = 0
-    while wishes:
-        asked, wishes = wishes, {}
-        found = iter(rollouts.draw([ask for asks in asked.values() for ask in asks]))
-        for number, asks in asked.items():
-            answers = [next(found) for _ in asks]
-            go_on(number, lambda plan=plans[number], answers=answers: plan.send(answers))  # type: ignore[misc]
+    while True:
+        while len(running) < abreast and (plan := next(waiting, None)) is not None:
+            running[started] = plan
+            go_on(started, None)
+            started += 1
         while given in done:
             yield done.pop(given)
             given += 1
-    yield from (done[number] for number in range(given, len(plans)))
+        if not running:
+            return
+        answers: dict[int, Found] = {}
+        for ticket, found in rollouts.collect():
+            number, ask = owners.pop(ticket)
+            answers.setdefault(number, []).append((ask, found))
+        for number, answer in answers.items():
+            go_on(number, answer)
 
 
 def _every_step_plan(rollouts: Rollouts, at: Trajectory, config: LabelConfig, provenance: dict[str, Any]) -> Plan:
@@ -124,12 +156,20 @@ def _every_step_plan(rollouts: Rollouts, at: Trajectory, config: LabelConfig, pr
     rule, last = config.rule, len(at.steps) - 1
     tallies = [Tally()] * last
     kept: list[tuple[int, Rollout]] = []
-    while wanted := [(step, count) for step, tally in enumerate(tallies) if (count := rule.more(tally))]:
-        asks = [Ask(trajectory=at, step=step, count=count) for step, count in wanted]
-        for ask, found in zip(asks, (yield asks), strict=True):
+    steps: Iterable[int] = range(last)
+    asked = 0
+    while True:
+        asks = [Ask(trajectory=at, step=step, count=n) for step in steps if (n := rule.more(tallies[step]))]
+        asked += len(asks)
+        if not asked:
+            break
+        answers = yield asks
+        asked -= len(answers)
+        for ask, found in answers:
             kept += [(ask.step, rollout) for rollout in found]
             for rollout in found:
                 tallies[ask.step] = tallies[ask.step].plus(rollout.outcome)
+        steps = [ask.step for ask, _ in answers]
     tallies.append(last_tally(rollouts, at, config.trials))
     by_rule = config.method == "sequential" or config.threshold > 0
     hard = tuple(rule.label(tally) for tally in tallies) if by_rule else ()
@@ -183,7 +223,7 @@ def probes(
     config: LabelConfig,
     tallies: list[Tally],
     kept: list[tuple[int, Rollout]],
-) -> Generator[list[Ask], list[list[Rollout]], int]:
+) -> Generator[list[Ask], Found, int]:
     """Answer a search's probes by roll-outs until the first success; returns what the search returns."""
     try:
         probe = next(search)
@@ -191,7 +231,7 @@ def probes(
             rule = EarlyStop(trials=probe.trials, at_once=min(config.at_once, probe.trials))
             tally = Tally()
             while count := rule.more(tally):
-                (found,) = yield [Ask(trajectory=at, step=probe.step, count=count)]
+                ((_, found),) = yield [Ask(trajectory=at, step=probe.step, count=count)]
                 kept += [(probe.step, rollout) for rollout in found]
                 for rollout in found:
                     tally = tally.plus(rollout.outcome)

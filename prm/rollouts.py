@@ -2,8 +2,9 @@
 
 A roll-out continues a response from the end of one of its steps with the policy. The roll-outs of a step form a
 stream: number k depends on (seed, problem, sample, step, k) and on nothing else, so that a stream can be drawn in any
-pieces, in any batch, and again after a kill, and is always the same. `Rollouts.draw` returns the next few of each
-stream that is asked for; what the log holds already is not drawn again.
+pieces, in any batch, and again after a kill, and is always the same. `Rollouts.ask` wants the next few of a stream and
+`Rollouts.collect` returns what is complete, while the engine goes on with the rest (`verifiers/streams.py`); what the
+log holds already is not drawn again.
 
 The requests of one response have nested prefixes, which an engine with a prefix cache (ours, vLLM) reads once.
 """
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
 from verifiers.core import (
+    Continuation,
     Engine,
     GenerationRequest,
     Outcome,
@@ -32,6 +34,7 @@ from verifiers.core import (
 from verifiers.errors import DataError
 from verifiers.jsonl import JsonlAppender
 from verifiers.steps import encode_prompt, response_ids, token_steps
+from verifiers.streams import open_stream
 
 Key: TypeAlias = tuple[str, str, int]
 """Problem, response, step."""
@@ -105,7 +108,7 @@ class FileLog:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._file = JsonlAppender(path)
+        self._file = JsonlAppender(path, sync_seconds=1.0)
         self._memory = MemoryLog()
         for number, row in enumerate(self._file.rows, start=1):
             key = (row["problem_id"], row["response"], row["step"])
@@ -129,7 +132,7 @@ class FileLog:
         return self._memory.known(key)
 
     def add(self, found: Sequence[tuple[Key, Sequence[Rollout]]]) -> None:
-        """See `Log`; on return they are on disk."""
+        """See `Log`; on return they outlive the process, a second later at most the machine."""
         self._file.append(
             *(
                 {
@@ -149,6 +152,16 @@ def _rollout(outcome: str, stop_reason: str, token_ids: list[int]) -> Rollout:
     return Rollout(outcome=Outcome(outcome), stop_reason=StopReason(stop_reason), token_ids=tuple(token_ids))
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An ask that the engine works on, and what the log had of it."""
+
+    ticket: int
+    ask: Ask
+    key: Key
+    known: list[Rollout]
+
+
 class Rollouts:
     """Draws and judges roll-outs over one engine. `drawn` counts those that were paid for here."""
 
@@ -159,6 +172,12 @@ class Rollouts:
         self.log = log if log is not None else MemoryLog()
         self.drawn = 0
         self._read: dict[Key, int] = {}
+        self._tickets = 0
+        self._busy: set[Key] = set()
+        self._ready: list[tuple[int, list[Rollout]]] = []
+        self._wanted: list[tuple[_Wanted, GenerationRequest]] = []
+        self._drawing: dict[int, _Wanted] = {}
+        self._stream = open_stream(engine, sampling)
         self._verdicts: dict[tuple[str, str, StopReason], Verdict] = {}
 
     def trajectory(self, problem: Problem, response: Response, *, name: str = "") -> Trajectory:
@@ -173,35 +192,55 @@ class Rollouts:
             name=name or str(response.sample),
         )
 
-    def draw(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
-        """The next roll-outs of each stream, in one call of the engine; streams must be distinct."""
-        keys = [(ask.trajectory.problem.id, ask.trajectory.name, ask.step) for ask in asks]
-        assert len(set(keys)) == len(keys), "one ask a stream"
-        found: list[list[Rollout]] = []
-        missing: list[tuple[int, GenerationRequest]] = []
-        for number, (ask, key) in enumerate(zip(asks, keys, strict=True)):
+    def ask(self, asks: Sequence[Ask]) -> list[int]:
+        """Want the next roll-outs of some streams; a ticket each. One ask a stream at a time."""
+        tickets = list(range(self._tickets, self._tickets + len(asks)))
+        self._tickets += len(asks)
+        for ticket, ask in zip(tickets, asks, strict=True):
+            key = (ask.trajectory.problem.id, ask.trajectory.name, ask.step)
+            assert key not in self._busy, "one ask a stream at a time"
             first = self._read.get(key, 0)
-            found.append(list(self.log.known(key)[first : first + ask.count]))
+            known = list(self.log.known(key)[first : first + ask.count])
             self._read[key] = first + ask.count
-            if len(found[-1]) < ask.count:
-                missing.append((number, self._request(ask, first + len(found[-1]), ask.count - len(found[-1]))))
-        drawn = self.engine.generate([request for _, request in missing], self.sampling) if missing else []
-        tokenizer = self.engine.tokenizer
-        pairs = [
-            (ask.trajectory.problem, finish(tokenizer, ask.trajectory, ask.step, c.token_ids, c.stop_reason))
-            for ask, row in zip((asks[number] for number, _ in missing), drawn, strict=True)
-            for c in row
-        ]
-        self.drawn += len(pairs)
-        outcomes = iter(self.judge(pairs))
-        new: list[tuple[Key, list[Rollout]]] = []
-        for (number, _), row in zip(missing, drawn, strict=True):
-            pieces = [Rollout(token_ids=c.token_ids, stop_reason=c.stop_reason, outcome=next(outcomes)) for c in row]
-            found[number] += pieces
-            new.append((keys[number], pieces))
-        if new:
-            self.log.add(new)
-        return found
+            if len(known) == ask.count:
+                self._ready.append((ticket, known))
+                continue
+            self._busy.add(key)
+            request = self._request(ask, first + len(known), ask.count - len(known))
+            self._wanted.append((_Wanted(ticket, ask, key, known), request))
+        return tickets
+
+    def collect(self) -> list[tuple[int, list[Rollout]]]:
+        """Asks that are complete, each with its roll-outs, judged and logged; empty only when nothing is asked."""
+        if self._wanted:
+            submitted, self._wanted = self._wanted, []
+            tickets = self._stream.submit([request for _, request in submitted])
+            self._drawing |= dict(zip(tickets, (wanted for wanted, _ in submitted), strict=True))
+        done, self._ready = self._ready, []
+        if not done:
+            drawn = [(self._drawing.pop(ticket), row) for ticket, row in self._stream.collect()]
+            pairs = [(wanted.ask.trajectory.problem, self._finish(wanted.ask, c)) for wanted, row in drawn for c in row]
+            self.drawn += len(pairs)
+            outcomes = iter(self.judge(pairs))
+            new: list[tuple[Key, list[Rollout]]] = []
+            for wanted, row in drawn:
+                new.append(
+                    (
+                        wanted.key,
+                        [
+                            Rollout(token_ids=c.token_ids, stop_reason=c.stop_reason, outcome=next(outcomes))
+                            for c in row
+                        ],
+                    )
+                )
+                self._busy.remove(wanted.key)
+                done.append((wanted.ticket, [*wanted.known, *new[-1][1]]))
+            if new:
+                self.log.add(new)
+        return done
+
+    def _finish(self, ask: Ask, drawn: Continuation) -> Response:
+        return finish(self.engine.tokenizer, ask.trajectory, ask.step, drawn.token_ids, drawn.stop_reason)
 
     def _request(self, ask: Ask, first: int, count: int) -> GenerationRequest:
         at = ask.trajectory

@@ -25,7 +25,7 @@ from typing import Any
 
 from prm.formats import StepRow
 from prm.label_config import LabelConfig
-from prm.labelling import Plan, label_row, last_tally, rollout_rows
+from prm.labelling import Found, Plan, label_row, last_tally, rollout_rows
 from prm.locate import locate
 from prm.rollouts import Ask, Rollout, Rollouts, Trajectory, finish
 from prm.stopping import Tally
@@ -113,7 +113,7 @@ def _search(
     config: LabelConfig,
     provenance: dict[str, Any],
     source: str,
-) -> Generator[list[Ask], list[list[Rollout]], StepRow]:
+) -> Generator[list[Ask], Found, StepRow]:
     """Locate the first bad step behind step `before` of a wrong response; its row."""
     new = len(at.steps) - before - 1
     tallies = [Tally()] * (len(at.steps) - 1) + [last_tally(rollouts, at, config.trials)]
@@ -130,9 +130,9 @@ def _search(
     return label_row(rollouts, at, tallies, provenance | {"first_error": first}, hard=hard, source=source)
 
 
-def _probe(tree: _Tree, at: Trajectory, step: int, trials: int) -> Generator[list[Ask], list[list[Rollout]], Tally]:
+def _probe(tree: _Tree, at: Trajectory, step: int, trials: int) -> Generator[list[Ask], Found, Tally]:
     """Draw a state's roll-outs and add it to the tree."""
-    (found,) = yield [Ask(trajectory=at, step=step, count=trials)]
+    ((_, found),) = yield [Ask(trajectory=at, step=step, count=trials)]
     tally = Tally()
     for rollout in found:
         tally = tally.plus(rollout.outcome)

@@ -2,20 +2,21 @@
 
 Rows go to `labels.jsonl` response by response, what belongs to a response first and its own row last: that row is
 the mark that the response is complete. Going on drops rows without their response row, then skips what is there.
-Beside it `responses.jsonl` keeps the responses and `rollouts.jsonl` every roll-out of every call of the engine, so that
-a killed job pays for nothing twice but the call it was killed in; because every draw derives from (seed, problem,
+Beside it `responses.jsonl` keeps the responses and `rollouts.jsonl` every roll-out as it ends, so that a killed job
+pays for nothing twice but what was being drawn; because every draw derives from (seed, problem,
 sample, step), the labels end up the same as without a stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from prm.formats import StepRow
 from prm.label_noise import label_noise
-from prm.labelling import LabelConfig, label
+from prm.labelling import LabelConfig, label_pairs
 from prm.rollouts import FileLog
 from search.strategies.best_of_n import draw
 from verifiers.core import Engine, Problem, Response, Scorer, StepScorer, StopReason
@@ -35,11 +36,13 @@ def make_labels(
     scorer: StepScorer | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
     chunk: int = 32,
+    abreast: int = 128,
 ) -> int:
     """Label `samples` responses to each problem into the file at `path`; returns the number of new responses.
 
     `scorer` guides the method cheapest_search. Problems whose responses are all in the file already are skipped. The
-    responses are drawn at the sampling settings of the roll-outs.
+    responses are drawn at the sampling settings of the roll-outs, `chunk` problems at a time, and labelled `abreast` at
+    a time.
     """
     done = _complete(path)
     todo = [p for p in problems if any((p.id, sample) not in done for sample in range(samples))]
@@ -51,35 +54,40 @@ def make_labels(
         FileLog(path.with_name("rollouts.jsonl")) as log,
     ):
         kept = _kept_responses(responses.rows)
-        for start in range(0, len(todo), chunk):
-            part = todo[start : start + chunk]
-            fresh = [problem for problem in part if len(kept.get(problem.id, ())) < samples]
-            sampling, seed = config.sampling, config.seed
-            for pool in draw(fresh, engine=engine, n=samples, sampling=sampling, seed=seed) if fresh else ():
-                known = len(kept.get(pool.problem.id, ()))
-                kept[pool.problem.id] = list(pool.responses)
-                responses.append(*map(_response_row, pool.responses[known:]))
-            pairs = [
-                (problem, response)
-                for problem in part
-                for response in kept[problem.id][:samples]
-                if (problem.id, response.sample) not in done
-            ]
-            labelled = label(
-                [p for p, _ in pairs],
-                [r for _, r in pairs],
-                engine=engine,
-                verifier=verifier,
-                config=config,
-                policy=policy,
-                scorer=scorer,
-                log=log,
-                chunk=len(pairs),
-            )
-            for rows in labelled:
-                file.append(*(row.to_json() for row in [*rows[1:], *rows[:1]]))
-                new += 1
-            on_progress(len(part))
+        left: Counter[str] = Counter()
+
+        def pairs() -> Iterator[tuple[Problem, Response]]:
+            for start in range(0, len(todo), chunk):
+                part = todo[start : start + chunk]
+                fresh = [problem for problem in part if len(kept.get(problem.id, ())) < samples]
+                sampling, seed = config.sampling, config.seed
+                for pool in draw(fresh, engine=engine, n=samples, sampling=sampling, seed=seed) if fresh else ():
+                    known = len(kept.get(pool.problem.id, ()))
+                    kept[pool.problem.id] = list(pool.responses)
+                    responses.append(*map(_response_row, pool.responses[known:]))
+                for problem in part:
+                    wanted = [r for r in kept[problem.id][:samples] if (problem.id, r.sample) not in done]
+                    left[problem.id] = len(wanted)
+                    order.extend(wanted)
+                    yield from ((problem, response) for response in wanted)
+
+        order: deque[Response] = deque()
+        labelled = label_pairs(
+            pairs(),
+            engine=engine,
+            verifier=verifier,
+            config=config,
+            policy=policy,
+            scorer=scorer,
+            log=log,
+            chunk=abreast,
+        )
+        for rows in labelled:
+            file.append(*(row.to_json() for row in [*rows[1:], *rows[:1]]))
+            new += 1
+            problem_id = order.popleft().problem_id
+            left[problem_id] -= 1
+            on_progress(int(not left[problem_id]))
     return new
 
 

@@ -49,7 +49,7 @@ def scripted(
     engine = ScriptedEngine({str(p.prompt): TEXTS for p in PROBLEMS})
     return make_labels(
         problems, engine=engine, verifier=Judge(pause), config=CONFIG, samples=samples, path=path, policy="script",
-        chunk=2, **more,
+        chunk=2, abreast=4, **more,
     )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def shipped(path: Path, policy: Path) -> int:
     config = LabelConfig(trials=2, max_new_tokens=playground.MAX_NEW_TOKENS, keep_rollouts=True)
     return make_labels(
         playground.problems(6, split="train", seed=77), engine=TransformersEngine.load(policy, device="cpu"),
-        verifier=MathVerifier(), config=config, samples=2, path=path, policy="policy", chunk=1,
+        verifier=MathVerifier(), config=config, samples=2, path=path, policy="policy", chunk=1, abreast=2,
     )  # fmt: skip
 
 

@@ -105,8 +105,8 @@ PREFIXES = st.lists(st.lists(st.integers(0, 2), max_size=6).map(tuple), min_size
 def test_every_prefix_is_found_in_a_text_that_begins_with_it(calls: list[list[tuple[int, ...]]], room: int) -> None:
     store = PrefixStore(room)
     for prefixes in calls:
-        ahead = store.longest(prefixes)
-        for batch in store.missing(prefixes, ahead=ahead, limit=12):
+        store.expect(prefixes)
+        for batch in store.missing(prefixes, limit=12):
             store.add(object(), batch, sum(map(len, batch)))
         for prefix in prefixes:
             block, row = store.find(prefix)

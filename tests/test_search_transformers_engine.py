@@ -13,8 +13,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-import search.engines.transformers_engine as module
-from search.engines.transformers_engine import TransformersEngine, draw
+import search.engines.decoding as module
+import search.engines.draws as draws
+from search.engines.draws import draw
+from search.engines.transformers_engine import TransformersEngine
 from verifiers.core import Continuation, Engine, GenerationRequest, Sampling, StopReason, Usage
 from verifiers.errors import ConfigError, EngineError, MissingFileError, ModelError
 
@@ -226,12 +228,12 @@ def test_draw_reports_the_probability_before_the_cut() -> None:
 
 
 def test_draws_at_both_ends_give_possible_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "uniforms", lambda seeds, positions: np.ones(len(seeds)))
+    monkeypatch.setattr(draws, "uniforms", lambda seeds, positions: np.ones(len(seeds)))
     logits = torch.tensor([[1.0, 2.0, 1.0, 0.0, 0.0]]).log()
     tokens, logprobs = draw(logits, np.zeros(1, dtype=np.uint64), np.zeros(1, dtype=np.int64), Sampling())
     assert tokens.tolist() == [2]
     assert logprobs.tolist() == pytest.approx([np.log(1 / 4)])
-    monkeypatch.setattr(module, "uniforms", lambda seeds, positions: np.zeros(len(seeds)))
+    monkeypatch.setattr(draws, "uniforms", lambda seeds, positions: np.zeros(len(seeds)))
     logits = torch.tensor([[0.0, 0.0, 1.0, 2.0]]).log()
     tokens, _ = draw(logits, np.zeros(1, dtype=np.uint64), np.zeros(1, dtype=np.int64), Sampling())
     assert tokens.tolist() == [2]

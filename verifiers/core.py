@@ -172,13 +172,17 @@ def _require(held: bool, name: str, must: str, got: object) -> None:
 class GenerationRequest:
     """Draw `n` continuations of a token prefix: samples `first` to `first + n - 1` of the stream that `seed` names.
 
-    Sample j depends on (seed, j) and on nothing else drawn, so a stream may be drawn in pieces.
+    Sample j depends on (seed, j) and on nothing else drawn, so its samples may be drawn in pieces.
     """
 
     prefix_ids: tuple[int, ...]
     n: int = 1
     seed: int = 0
     first: int = 0
+    offset: int = 0
+    """How many tokens at the end of the prefix were drawn under this seed: the draws are numbered from here."""
+    max_new_tokens: int | None = None
+    """Fewer than `Sampling.max_new_tokens`, for this request alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ import importlib
 import json
 import os
 import secrets
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,13 +72,18 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]])
 class JsonlAppender:
     """Appends rows to a JSON Lines file, each durable when `append` returns; a context manager.
 
+    With `sync_seconds` above 0 a row is with the system when `append` returns (it outlives the process, whatever kills
+    that) and on the disk that much later at the most, if something is appended then, or on closing.
     `rows` holds what the file had on opening, for a job to know what is done; `dropped` says whether an
     unfinished last line was cut off. One process at a time: a second one gets ExistingRunError. DataError for
     a broken line that is not an unfinished last one, ConfigError for `.gz`, which cannot be cut and resumed.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, required: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, required: Sequence[str] = (), sync_seconds: float = 0.0
+    ) -> None:
         self.path = Path(path)
+        self._sync_seconds, self._synced = sync_seconds, time.monotonic()
         if _is_gz(self.path):
             raise ConfigError(f"{self.path} cannot be appended to; write a plain .jsonl and compress it after")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +125,9 @@ class JsonlAppender:
             left = memoryview(data)
             while left:
                 left = left[os.write(self._file, left) :]
-            os.fsync(self._file)
+            if time.monotonic() - self._synced >= self._sync_seconds:
+                os.fsync(self._file)
+                self._synced = time.monotonic()
         except BaseException:
             # A full disk may leave half a line; the next row must not be glued to it.
             with contextlib.suppress(OSError):
@@ -131,8 +139,12 @@ class JsonlAppender:
     def close(self) -> None:
         """Release the file; closing twice is fine."""
         if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+            try:
+                if self._sync_seconds:
+                    os.fsync(self._file)
+            finally:
+                os.close(self._file)
+                self._file = -1
 
     def __enter__(self) -> Self:
         return self

@@ -11,7 +11,7 @@ With room for 0 positions nothing is shared between requests: every prefix is re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -34,29 +34,27 @@ class PrefixStore:
         self.positions = positions
         self._blocks: dict[Block, None] = {}
         self._places: dict[Prefix, tuple[Block, int]] = {}
+        self._longest: dict[Prefix, Prefix] = {}
+        self._family: dict[Prefix, list[Prefix]] = {}
 
-    def longest(self, prefixes: Iterable[Prefix]) -> dict[Prefix, Prefix]:
-        """For each prefix the longest one of the call that begins with it: reading that serves both."""
+    def expect(self, prefixes: Iterable[Prefix]) -> None:
+        """Say what will be wanted, all of a family together: reading the longest serves all that begin it."""
         if not self.positions:
-            return {}
-        found: dict[Prefix, Prefix] = {}
+            return
         longer: Prefix = ()
         # In dictionary order a text stands right behind its beginnings, so from the end the longest comes first.
-        for prefix in sorted(set(prefixes), reverse=True):
+        for prefix in sorted({prefix for prefix in prefixes if prefix not in self._places}, reverse=True):
             if longer[: len(prefix)] != prefix:
                 longer = prefix
-            found[prefix] = longer
-        return found
+            if prefix not in self._longest:
+                self._longest[prefix] = longer
+                self._family.setdefault(longer, []).append(prefix)
 
-    def missing(self, prefixes: Iterable[Prefix], *, ahead: dict[Prefix, Prefix], limit: int) -> Iterator[list[Prefix]]:
+    def missing(self, prefixes: Iterable[Prefix], *, limit: int) -> Iterator[list[Prefix]]:
         """Batches of at most `limit` padded positions of what must be read so that every prefix is found."""
         wanted = [prefix for prefix in prefixes if prefix not in self._places]
         if self.positions:
-            wanted = list({ahead[prefix]: None for prefix in wanted})
-        rows_of: dict[Prefix, list[Prefix]] = {text: [] for text in wanted}
-        for prefix, text in ahead.items():
-            if text in rows_of:
-                rows_of[text].append(prefix)
+            wanted = list({self._longest.get(prefix, prefix): None for prefix in wanted})
         wanted.sort(key=len)
         while wanted:
             count = 1
@@ -65,14 +63,19 @@ class PrefixStore:
                 count += 1
             batch, wanted = wanted[:count], wanted[count:]
             yield batch
-            for text in batch:
-                self._places |= dict.fromkeys(rows_of[text], self._places[text])
 
-    def add(self, cache: Any, texts: list[Prefix], positions: int) -> None:
+    def __contains__(self, prefix: Prefix) -> bool:
+        """Whether a prefix can be found now."""
+        return prefix in self._places
+
+    def add(self, cache: Any, texts: Sequence[Prefix], positions: int) -> None:
         """Keep a batch that was read; row i holds `texts[i]`."""
         block = Block(cache, tuple(texts), positions)
         self._blocks[block] = None
-        self._places |= {text: (block, row) for row, text in enumerate(texts)}
+        for row, text in enumerate(texts):
+            for prefix in (text, *self._family.pop(text, ())):
+                self._longest.pop(prefix, None)
+                self._places[prefix] = (block, row)
 
     def find(self, prefix: Prefix) -> tuple[Block, int]:
         """The block and row that hold a prefix; it counts as used now."""

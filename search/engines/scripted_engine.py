@@ -93,12 +93,15 @@ class ScriptedEngine:
         # Greedy means the first text, as it means the likeliest token elsewhere.
         place = 0 if sampling.temperature == 0 else derive_seed(request.seed, sample) % len(endings)
         chance = 1.0 if sampling.temperature == 0 else endings.count(endings[place]) / len(endings)
-        return self._clip(endings[place], len(request.prefix_ids), sampling, math.log(chance))
+        most = sampling.max_new_tokens
+        if request.max_new_tokens is not None:
+            most = min(most, request.max_new_tokens)
+        limit = min(most, self._context - len(request.prefix_ids))
+        return self._clip(endings[place], limit, sampling, math.log(chance))
 
-    def _clip(self, text: bytes, used: int, sampling: Sampling, logprob: float) -> Continuation:
+    def _clip(self, text: bytes, limit: int, sampling: Sampling, logprob: float) -> Continuation:
         """Cut at the first stop sequence or the token limit; the choice's log-probability is on token 1."""
         ids = (*text, 256)
-        limit = min(sampling.max_new_tokens, self._context - used)
         ends = [len(ids)] + [
             at + len(stop)
             for stop in sampling.stop_sequences

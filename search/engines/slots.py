@@ -27,29 +27,33 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.width = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate room for `slots` rows with the shape, type and device of the first entries."""
-        self.keys = key_states.new_zeros(self.slots, key_states.shape[1], 0, key_states.shape[3])
-        self.values = value_states.new_zeros(self.slots, value_states.shape[1], 0, value_states.shape[3])
+        """Take the shape, type and device of the first entries; room for up to `slots` rows is made as needed."""
+        self.keys = key_states.new_zeros(0, key_states.shape[1], 0, key_states.shape[3])
+        self.values = value_states.new_zeros(0, value_states.shape[1], 0, value_states.shape[3])
         self.rows = self.rows.to(key_states.device)
         self.is_initialized = True
 
-    def grow(self, width: int) -> None:
-        """Make room for `width` positions, in steps of 64 so that copies stay rare."""
+    def grow(self, width: int, rows: int) -> None:
+        """Make room for `width` positions of `rows` rows, with some to spare so that copies stay rare."""
         assert self.keys is not None and self.values is not None
-        if self.keys.shape[2] >= width:
+        held, _, wide, _ = self.keys.shape
+        if wide >= width and held >= rows:
             return
-        room = -(-max(width, self.keys.shape[2] * 3 // 2) // 64) * 64
+        if wide < width:
+            wide = -(-max(width, wide * 3 // 2) // 64) * 64
+        if held < rows:
+            rows = min(self.slots, max(rows, 2 * held))
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_zeros(old.shape[0], old.shape[1], room, old.shape[3])
-            new[:, :, : old.shape[2]] = old
+            new = old.new_zeros(max(held, rows), old.shape[1], wide, old.shape[3])
+            new[:held, :, : old.shape[2]] = old
             setattr(self, name, new)
 
     def store(self, slot_rows: torch.Tensor, keys_RHTD: torch.Tensor, values_RHTD: torch.Tensor, width: int) -> None:
         """Put whole rows (of a prefill) into slots."""
         if not self.is_initialized:
             self.lazy_initialization(keys_RHTD, values_RHTD)
-        self.grow(width)
+        self.grow(width, int(slot_rows.max()) + 1)
         assert self.keys is not None and self.values is not None
         self.keys[slot_rows, :, :width] = keys_RHTD[:, :, :width]
         self.values[slot_rows, :, :width] = values_RHTD[:, :, :width]
@@ -67,9 +71,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         """Write one new entry a row at its own position; return what all rows attend over."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.grow(self.width)
-        assert self.keys is not None and self.values is not None
         count = key_states.shape[0]
+        self.grow(self.width, count)
+        assert self.keys is not None and self.values is not None
         rows = self.rows[:count]
         self.keys[rows, :, self.write_at_R] = key_states[:, :, 0]
         self.values[rows, :, self.write_at_R] = value_states[:, :, 0]
@@ -113,3 +117,11 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Copy rows into freed slots, in all layers."""
         for layer in self.layers:
             layer.move(source_rows, target_rows, width)
+
+    def take(self, rows: torch.Tensor, width: int) -> SlotCache:
+        """A copy of the first `width` positions of some rows."""
+        copy = SlotCache(len(self.layers), len(rows))
+        for own, layer in zip(copy.layers, self.layers, strict=True):
+            own.lazy_initialization(layer.keys, layer.values)
+            own.keys, own.values = layer.keys[rows, :, :width], layer.values[rows, :, :width]
+        return copy
