@@ -27,6 +27,8 @@ class LabelConfig:
     """Hard label of fixed and early_stop: 0 for any success, above 0 for at least that share of successes."""
     at_once: int = 1
     """Roll-outs drawn at a time from a step that is not settled yet; more are quicker and less thrifty."""
+    doubling: bool = False
+    """Draw as many again as were drawn so far: nearly as thrifty as one at a time, and much quicker to end."""
     low: float = 0.05
     """sequential: a chance of success up to here is bad."""
     high: float = 0.3
@@ -55,6 +57,12 @@ class LabelConfig:
             raise ConfigError(f"at_once must lie between 1 and trials ({self.trials}); got {self.at_once!r}")
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"threshold must lie in [0, 1]; got {self.threshold!r}")
+        if self.doubling and self.method in ("fixed", "tree"):
+            raise ConfigError(f"doubling has no effect on method {self.method!r}; leave it out")
+        if self.doubling and self.threshold:
+            raise ConfigError(
+                "doubling suits labels of any success; with a threshold it draws nearly all, leave it out"
+            )
         if self.threshold and self.method not in ("fixed", "early_stop"):
             raise ConfigError(f"threshold has no effect on method {self.method!r}; leave it at 0")
         if self.neighbour < 0 or self.searches < 1:
@@ -74,10 +82,10 @@ class LabelConfig:
         names = ["method", "trials", "temperature", "max_new_tokens", "keep_rollouts", "seed"]
         names += {
             "fixed": ["threshold"],
-            "early_stop": ["threshold", "at_once"],
-            "sequential": ["low", "high", "error", "at_once"],
-            "binary_search": ["neighbour", "at_once"],
-            "cheapest_search": ["neighbour", "at_once"],
+            "early_stop": ["threshold", "at_once", "doubling"],
+            "sequential": ["low", "high", "error", "at_once", "doubling"],
+            "binary_search": ["neighbour", "at_once", "doubling"],
+            "cheapest_search": ["neighbour", "at_once", "doubling"],
             "tree": ["neighbour", "searches"],
         }[self.method]
         return {name: getattr(self, name) for name in names} | {"optional_stopping": self.method != "fixed"}
@@ -89,6 +97,11 @@ class LabelConfig:
             return FixedTrials(trials=self.trials, threshold=self.threshold)
         if self.method == "sequential":
             return SequentialTest(
-                trials=self.trials, low=self.low, high=self.high, error=self.error, at_once=self.at_once
+                trials=self.trials,
+                low=self.low,
+                high=self.high,
+                error=self.error,
+                at_once=self.at_once,
+                doubling=self.doubling,
             )
-        return EarlyStop(trials=self.trials, threshold=self.threshold, at_once=self.at_once)
+        return EarlyStop(trials=self.trials, threshold=self.threshold, at_once=self.at_once, doubling=self.doubling)

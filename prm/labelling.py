@@ -228,7 +228,7 @@ def probes(
     try:
         probe = next(search)
         while True:
-            rule = EarlyStop(trials=probe.trials, at_once=min(config.at_once, probe.trials))
+            rule = EarlyStop(trials=probe.trials, at_once=min(config.at_once, probe.trials), doubling=config.doubling)
             tally = Tally()
             while count := rule.more(tally):
                 ((_, found),) = yield [Ask(trajectory=at, step=probe.step, count=count)]

@@ -10,6 +10,9 @@
                 inequality each wrong decision has a chance of at most `error`, whatever the number of looks (Wald's
                 usual bounds (1 - b) / a hold only approximately). After K roll-outs without a decision: no label.
 
+Both may draw several roll-outs between looks: always the same number, or (`doubling`) as many again as were drawn so
+far, so that a step of K failures waits for log2 K rounds and not for K, at the price of a few roll-outs too many.
+
 An undecided verdict counts neither way. `characteristic` computes exactly, by dynamic programming over (successes,
 failures), what a rule does at a given V.
 """
@@ -84,18 +87,19 @@ class FixedTrials:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlyStop:
-    """The label of `FixedTrials`, from as few of its roll-outs as settle it. `at_once` are drawn at a time."""
+    """The label of `FixedTrials`, from as few of its roll-outs as settle it. `at_once` are drawn at a time, or more."""
 
     trials: int
     threshold: float = 0.0
     at_once: int = 1
+    doubling: bool = False
 
     def more(self, tally: Tally) -> int:
         """The next few, while the rest could still change the label."""
         rest = self.trials - tally.drawn
         if not rest or self._settled(tally, rest):
             return 0
-        return min(self.at_once, rest)
+        return min(_next(self, tally), rest)
 
     def _settled(self, tally: Tally, rest: int) -> bool:
         if self.threshold == 0:
@@ -120,6 +124,7 @@ class SequentialTest:
     high: float = 0.3
     error: float = 0.05
     at_once: int = 1
+    doubling: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high < 1:
@@ -135,12 +140,16 @@ class SequentialTest:
         """The next few, while neither bound is reached and K is not used up."""
         if abs(self._evidence(tally)) >= -math.log(self.error):
             return 0
-        return min(self.at_once, self.trials - tally.drawn)
+        return min(_next(self, tally), self.trials - tally.drawn)
 
     def label(self, tally: Tally) -> bool | None:
         """The decision, or None when K roll-outs brought none."""
         evidence = self._evidence(tally)
         return evidence > 0 if abs(evidence) >= -math.log(self.error) else None
+
+
+def _next(rule: EarlyStop | SequentialTest, tally: Tally) -> int:
+    return max(rule.at_once, tally.drawn) if rule.doubling else rule.at_once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

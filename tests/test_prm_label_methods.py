@@ -73,16 +73,19 @@ def drawn(rows: list[list[StepRow]]) -> int:
     return sum(sum(row.trials[:-1]) + sum(row.undecided[:-1]) for (row, *_) in rows)
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.5])
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_early_stop_keeps_every_hard_label_and_a_beginning_of_every_stream(threshold: float, at_once: int) -> None:
+@pytest.mark.parametrize(
+    ("threshold", "at_once", "doubling"),
+    [(0.0, 1, False), (0.0, 3, False), (0.0, 1, True), (0.5, 1, False), (0.5, 3, False)],
+)
+def test_early_stop_keeps_every_hard_label_and_a_beginning_of_every_stream(
+    threshold: float, at_once: int, doubling: bool
+) -> None:
     problems, responses, engine = setup(40)
     log = MemoryLog()
     fixed = run(problems, responses, engine, trials=16, threshold=threshold, log=log)
     early_log = MemoryLog()
-    early = run(
-        problems, responses, engine, method="early_stop", trials=16, threshold=threshold, at_once=at_once, log=early_log
-    )
+    options = {"threshold": threshold, "at_once": at_once, "doubling": doubling}
+    early = run(problems, responses, engine, method="early_stop", trials=16, log=early_log, **options)
     assert [row.labels("hard") for (row,) in early] == [row.labels("hard") for (row,) in fixed]
     assert drawn(early) < 0.75 * drawn(fixed) == 0.75 * 40 * 5 * 16
     for key, rollouts in early_log.streams.items():
@@ -273,6 +276,10 @@ def test_a_broken_log_is_named(tmp_path: Path) -> None:
 
 
 def test_settings_without_effect_are_refused() -> None:
+    with pytest.raises(ConfigError, match="doubling has no effect on method 'fixed'"):
+        LabelConfig(doubling=True)
+    with pytest.raises(ConfigError, match="with a threshold it draws nearly all"):
+        LabelConfig(method="early_stop", threshold=0.5, doubling=True)
     with pytest.raises(ConfigError, match="threshold has no effect on method 'tree'"):
         LabelConfig(method="tree", threshold=0.5)
     with pytest.raises(ConfigError, match=r"at_once must lie between 1 and trials \(4\); got 5"):

@@ -74,7 +74,9 @@ def enumerate_ends(rule: StoppingRule, value: float, longest: int) -> tuple[floa
         FixedTrials(trials=6),
         EarlyStop(trials=9),
         EarlyStop(trials=9, threshold=0.5, at_once=2),
+        EarlyStop(trials=9, threshold=0.5, doubling=True),
         SequentialTest(trials=10, low=0.2, high=0.7, error=0.1),
+        SequentialTest(trials=10, low=0.2, high=0.7, error=0.1, at_once=2, doubling=True),
     ],
 )
 def test_characteristic_is_that_of_all_sequences(rule: StoppingRule, value: float) -> None:
@@ -94,15 +96,37 @@ def test_early_stop_costs_the_known_expectation() -> None:
     assert characteristic(EarlyStop(trials=16), 0.0).rollouts == 16
 
 
+def test_doubling_looks_log_times_and_costs_a_little_more() -> None:
+    rule = EarlyStop(trials=16, doubling=True)
+    tally, looks = Tally(), []
+    while count := rule.more(tally):
+        looks.append(count)
+        tally = Tally(failures=tally.drawn + count)
+    assert looks == [1, 1, 2, 4, 8]
+    assert [EarlyStop(trials=16, at_once=3, doubling=True).more(Tally(failures=n)) for n in (0, 3, 6, 12)] == [
+        3,
+        3,
+        6,
+        4,
+    ]
+    # By hand at V = 1/2: drawn 1, 2, 4, 8, 16 with chances 1/2, 1/4, 3/16, 15/256, 1/256.
+    assert characteristic(rule, 0.5).rollouts == pytest.approx(
+        1 / 2 + 2 / 4 + 4 * 3 / 16 + 8 * 15 / 256 + 16 / 256, abs=1e-12
+    )
+    assert characteristic(rule, 0.5).bad == characteristic(EarlyStop(trials=16), 0.5).bad
+
+
 @given(
     low=st.floats(0.01, 0.5), gap=st.floats(0.05, 0.45), error=st.floats(0.01, 0.3), away=st.floats(0, 1),
-    trials=st.integers(1, 60), at_once=st.integers(1, 4),
+    trials=st.integers(1, 60), at_once=st.integers(1, 4), doubling=st.booleans(),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_the_sequential_test_keeps_its_stated_error(
-    low: float, gap: float, error: float, away: float, trials: int, at_once: int
+    low: float, gap: float, error: float, away: float, trials: int, at_once: int, doubling: bool
 ) -> None:
-    rule = SequentialTest(trials=trials, low=low, high=low + gap, error=error, at_once=min(at_once, trials))
+    rule = SequentialTest(
+        trials=trials, low=low, high=low + gap, error=error, at_once=min(at_once, trials), doubling=doubling
+    )
     assert characteristic(rule, low * away).good <= error + 1e-12
     assert characteristic(rule, rule.high + (1 - rule.high) * away).bad <= error + 1e-12
 

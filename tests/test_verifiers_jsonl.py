@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import verifiers.jsonl as module
 from verifiers.errors import ConfigError, DataError, ExistingRunError, MissingFileError
 from verifiers.records import JsonlAppender, iter_jsonl, read_jsonl, write_jsonl
 
@@ -190,3 +191,20 @@ def test_a_row_that_cannot_be_written_adds_nothing(tmp_path: Path) -> None:
             job.append({"a": 1}, {"b": {1, 2}})
         job.append({"a": "\ud800"})  # half of a surrogate pair has no UTF-8, but JSON can spell it
     assert read_jsonl(tmp_path / "job.jsonl") == [{"a": "\ud800"}]
+
+
+def test_rows_reach_the_file_at_once_and_the_disk_a_little_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    clock = [100.0]
+    monkeypatch.setattr(module.os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    path = tmp_path / "log.jsonl"
+    with JsonlAppender(path, sync_seconds=1.0) as file:
+        for seconds in (0.1, 0.3, 0.7, 0.2):
+            clock[0] += seconds
+            file.append({"at": seconds})
+            assert path.read_bytes().endswith(f'{{"at": {seconds}}}\n'.encode())
+        assert synced == [3 * len('{"at": 0.1}\n')]
+    assert synced[1:] == [4 * len('{"at": 0.1}\n')]
