@@ -3,10 +3,10 @@
 The same responses of the shipped policy and the same streams of K = 16 roll-outs a step, so the hard labels must be
 the same. Three arms in turns, each with an engine of its own: every roll-out asked for by itself in one call, full
 prompt and all, K of them; the same with prefixes shared (one reading a response, forked at every step); sharing and
-early stop, as many roll-outs again as were drawn so far. All three decode in the same loop, whose batch is refilled as rows end: a batch
-that waits for its slowest row would make the first arm slower still. A seed is another set of problems. Ratios of
-seconds; the interval is a bootstrap over seeds. A small job (--quick) ends with a long tail of few rows and
-shows less.
+early stop, as many roll-outs again as were drawn so far. All three decode in the same loop, whose batch is refilled as
+rows end: a batch that waits for its slowest row would make the first arm slower still. A seed is another set of
+problems. Ratios of seconds; the interval is a bootstrap over seeds. A small job (--quick) ends with a long tail of few
+rows and shows less.
 """
 
 from __future__ import annotations

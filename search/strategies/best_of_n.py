@@ -2,7 +2,8 @@
 
 `draw` samples a pool; sample j of a problem depends on (seed, problem id, j) alone, so a pool of 16 contains
 the pool of 4. `Pool` holds responses, verdicts, answer classes and any number of score columns;
-`accuracy_curves` in `search/curves.py` computes each rule's accuracy at every n from it.
+`accuracy_curves` in `search/curves.py` computes each rule's accuracy at every n from it. `BestOfN` draws the same
+responses as a strategy of the scheduler.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 
 from search.choose import answer_classes, best, majority, weighted
 from search.ledger import Ledger
+from search.plans import Candidate, Draw, Plan, Search, require, share
 from verifiers.answers import extract_answer
 from verifiers.core import (
     Engine,
@@ -33,6 +35,38 @@ from verifiers.steps import encode_prompt
 
 Rule: TypeAlias = Literal["best", "weighted", "majority", "first"]
 """How one response is chosen from a pool; see `best_of_n`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfN:
+    """N independent responses; which one is chosen is the rule's business (`search.run`).
+
+    With a budget, as many responses are drawn side by side as it surely holds, until it is used up; the last one may
+    be cut short.
+    """
+
+    n: int = 16
+    """Responses."""
+
+    stepwise = False
+    needs_scores = False
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, self, "n", "1 or more")
+
+    def plan(self, search: Search) -> Plan:
+        """All at once where there is no budget."""
+        found: list[Candidate] = []
+        while len(found) < self.n and search.left >= 1:
+            count = self.n - len(found)
+            if search.budget is not None:
+                count = max(1, min(count, int(search.left // search.limit)))
+            most = share(search.left, count)
+            nodes = yield [
+                Draw(node=search.tree.root, name=(len(found) + k,), until="end", most=most) for k in range(count)
+            ]
+            found += [Candidate(node=node, sample=len(found) + k) for k, node in enumerate(nodes)]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
