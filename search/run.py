@@ -60,7 +60,7 @@ def run(
     engine: Engine,
     scorer: StepScorer | Scorer | ScoreFunction | None = None,
     rule: Rule | None = None,
-    reduction: Reduction = "min",
+    reduction: Reduction | None = None,
     sampling: Sampling | None = None,
     budget: Budget | None = None,
     seed: int = 0,
@@ -70,8 +70,9 @@ def run(
     """Search every problem and choose a response for each; needs no reference answers.
 
     `scorer` is a step scorer, a scorer of responses, or a function (`search/scorers.py`). `rule` chooses among the
-    candidates by their scores, reduced over steps by `reduction`: `best` where there is a scorer and `majority` where
-    there is none, unless given. Raises ConfigError for settings that do not fit together.
+    candidates by their scores: `best` where there is a scorer and `majority` where there is none, unless given.
+    `reduction` makes one score of a response's step scores: `min` for a step scorer, `last` for one that judges
+    responses, unless given. Raises ConfigError for settings that do not fit together.
     """
     if not problems:
         raise ConfigError("there must be at least one problem to search; got none")
@@ -80,6 +81,7 @@ def run(
     rule = rule or ("majority" if scorer is None else "best")
     if rule in ("best", "weighted") and scorer is None:
         raise ConfigError(f"rule {rule!r} needs a scorer; give one, or use 'majority' or 'first'")
+    reduction = reduction or ("min" if isinstance(scorer, StepScorer) else "last")
     before = engine.usage
     scheduler = Scheduler(
         engine,

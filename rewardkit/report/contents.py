@@ -124,6 +124,35 @@ class Gate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Strategy:
+    """One search strategy over all problems: its accuracy and what it cost; what was not measured is None."""
+
+    strategy: str
+    accuracy: Estimate
+    tokens: float
+    """Generated a problem."""
+    rule: str | None = None
+    n: int | None = None
+    prefill_tokens: float | None = None
+    """Prompt tokens read, a problem."""
+    scored_tokens: float | None = None
+    """Read by the scorer, a problem."""
+    scorer_calls: int | None = None
+    seconds: float | None = None
+    scorer_seconds: float | None = None
+    occupancy: float | None = None
+    """Share of the engine's rows in use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """A choice rule over one pool of responses: tokens a problem, number of responses, accuracy, in rising order."""
+
+    rule: str
+    points: tuple[tuple[float, int, Estimate], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Results:
     """results.json."""
 
@@ -135,6 +164,8 @@ class Results:
     steps: StepQuality | None = None
     costs: tuple[Cost, ...] = ()
     gates: tuple[Gate, ...] = ()
+    strategies: tuple[Strategy, ...] = ()
+    references: tuple[Reference, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +192,60 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TreeNode:
+    """One step of a search tree. Node 0, the prompt, is not among a tree's nodes; the others count from 1."""
+
+    parent: int
+    text: str
+    draws: int
+    """How often it was drawn."""
+    score: float | None
+    """Of the newest step; None: not scored."""
+    ended: str | None
+    """Why nothing follows; None where the response goes on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TreeEvent:
+    """A decision about a node, with its reason."""
+
+    kind: str
+    node: int
+    to: int | None
+    candidate: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Searched:
+    """What one strategy did on one problem."""
+
+    problem_id: str
+    strategy: str
+    prompt: str
+    answer: str
+    pred: str | None
+    """The whole response that was chosen."""
+    correct: bool | None
+    tokens: int
+    """Generated, those of given-up parts included."""
+    candidates: int
+    nodes: tuple[TreeNode, ...]
+    events: tuple[TreeEvent, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Searches:
+    """The searches of the problems that are shown, and how many there are."""
+
+    shown: tuple[tuple[Searched, ...], ...] = ()
+    """Problem by problem, most telling first."""
+    problems: int = 0
+    repeated: int = 0
+    """Rows left out because their problem and strategy stand in the file already."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """A run folder as read; `notes` says in sentences what is absent, empty or cut off."""
 
@@ -170,4 +255,5 @@ class Run:
     results: Results = field(default_factory=Results)
     metrics: tuple[Mapping[str, Any], ...] = ()
     samples: tuple[Sample, ...] = ()
+    searches: Searches = field(default_factory=Searches)
     notes: Mapping[str, str] = field(default_factory=dict)

@@ -23,7 +23,7 @@ from markupsafe import escape
 
 from rewardkit.report import words
 from rewardkit.report.contents import Curve, Estimate
-from rewardkit.report.reading import is_number
+from rewardkit.report.fields import is_number
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon")

@@ -16,12 +16,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from rewardkit.report import figures, heatmap, measures, words
+from rewardkit.report import figures, heatmap, measures, search_section, trees, words
 from rewardkit.report.contents import Cost, Curve, Results, Run
-from rewardkit.report.reading import is_number, read_run
+from rewardkit.report.fields import is_number
+from rewardkit.report.reading import read_run
 
 MOST_TEXT = 100_000
 """Characters of config.yaml on the page."""
@@ -66,11 +67,19 @@ def render(run: Run) -> str:
     series = figures.metric_series(run.metrics)
     accuracy, training = figures.accuracy_charts(results.curves), figures.training_charts(series)
     reliability = measures.reliability_charts(results.steps.reliability if results.steps else ())
+    search = search_section.section(run)
     charts = [*accuracy, *reliability, *training]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    if search and search.chart:
+        charts.append(search.chart)
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_file),
+    )
     environment.filters.update(number=words.number, plain=words.plain, seconds=words.seconds)
-    template = environment.from_string(resources.files("rewardkit.report").joinpath("page.html.j2").read_text("utf-8"))
-    return template.render(
+    return environment.get_template("page.html.j2").render(
         title=results.title or f"Run {run.name}",
         run=run.name,
         notes=dict(run.notes),
@@ -79,6 +88,11 @@ def render(run: Run) -> str:
         facts=[(name, words.plain(value)) for name, value in results.facts],
         accuracy=accuracy,
         rules=_rule_rows(results.curves),
+        search=search,
+        glyphs=search_section.GLYPHS,
+        search_style=Markup(_file("search.css")) if search else "",
+        tree_data=Markup(trees.script_json(search.trees)) if search and search.trees else "",
+        tree_script=Markup(_file("trees.js")) if search and search.trees else "",
         every_n=_every_n(results.curves),
         comparisons=_comparisons(results),
         costs=_with_total(results.costs),
@@ -97,6 +111,11 @@ def render(run: Run) -> str:
         charts=[{"id": chart.id, "json": Markup(chart.json)} for chart in charts],
         plotly=_plotly() if charts else "",
     )
+
+
+def _file(name: str) -> str:
+    """A template, style or script that lies beside this module."""
+    return resources.files("rewardkit.report").joinpath(name).read_text("utf-8")
 
 
 def _plotly() -> Markup:

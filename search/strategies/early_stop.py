@@ -10,8 +10,9 @@ a new random stream; a step from which `patience` draws in a row have failed is 
 After `cuts` cuts, or without `resample` at once, the candidate is rejected. Scores should be calibrated
 (`prm/calibration.py`), so that `floor` is a probability.
 
-With a budget, candidates are started `n` at a time until its tokens are used up; each may spend an equal share of what
-is left. A candidate that runs out of its share returns what it has, unfinished, for a rule to leave aside.
+With a budget, candidates are started up to `n` at a time until its tokens are used up, as many as what is left will
+hold by the mean cost so far; each may spend an equal share of it. A candidate that runs out of its share returns what
+it has, unfinished, for a rule to leave aside.
 """
 
 from __future__ import annotations
@@ -57,16 +58,15 @@ class EarlyStop:
     def plan(self, search: Search) -> Plan:
         """Waves of candidates."""
         found: list[Candidate] = []
-        started = 0
+        started, count = 0, self.n
         while search.left >= 1 and (not started or search.budget is not None):
-            spent = search.spent
-            each = share(search.left, self.n)
-            wave = range(started, started + self.n)
-            ends = yield [self._candidate(search, k, each) for k in wave]
+            if search.budget is not None:
+                holds = search.left * started / search.spent if started else search.left
+                count = max(1, min(count, int(holds)))
+            each = share(search.left, count)
+            ends = yield [self._candidate(search, k, each) for k in range(started, started + count)]
             found += [end for end in ends if end is not None]
-            started += self.n
-            if search.spent == spent:
-                break
+            started, count = started + count, self.n
         return found
 
     def _candidate(self, search: Search, k: int, allowance: int | None) -> Plan:
