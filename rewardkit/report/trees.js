@@ -78,11 +78,12 @@
     // One mark inside; the panel names all decisions.
     var shown = ["reject", "loop", "budget", "prune"].filter(function (kind) { return kinds.indexOf(kind) >= 0; })[0];
     if (shown) { make("path", { "class": "mark", d: data.glyphs[shown] }, group); }
+    var beside = Math.max(16, radius + 8);
     var label = [node[SCORE], node[DRAWS] > 1 ? "×" + node[DRAWS] : null].filter(Boolean).join(" ");
     var last = search.path.length && search.path[search.path.length - 1] === number;
     // Above a node from which lines go on, beside one where they end.
-    make("text", children[number].length ? { x: 0, y: -radius - 5, "text-anchor": "middle" } : { x: radius + 6, y: 4 }, group, label);
-    if (last) { make("text", { x: radius + 6, y: 17, "class": "end" }, group, "chosen"); }
+    make("text", children[number].length ? { x: 0, y: -radius - 5, "text-anchor": "middle" } : { x: beside, y: 4 }, group, label);
+    if (last) { make("text", { x: beside, y: 17, "class": "end" }, group, "chosen"); }
     group.addEventListener("mouseenter", function () { show(number); });
     group.addEventListener("mouseleave", function () { show(pinned); });
     group.addEventListener("click", function () { pin(number); group.focus({ preventScroll: true }); });
@@ -186,7 +187,7 @@
     pin(pinned);
     var best = search.nodes[pinned];
     box.scrollTop = Math.max(0, best[Y] - box.clientHeight / 2);
-    box.scrollLeft = 0;
+    box.scrollLeft = Math.max(0, best[X] + 74 - box.clientWidth);
     size();
   }
 

@@ -18,6 +18,7 @@ it has, unfinished, for a rule to leave aside.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -73,6 +74,7 @@ class EarlyStop:
         """One candidate: its end, or None where it was rejected."""
         tree, node, cut, spent = search.tree, search.tree.root, 0, 0
         failed: Counter[int] = Counter()
+        tries: Counter[int] = Counter()
         while True:
             left = None if allowance is None else allowance - spent
             if left is not None and left < 1:
@@ -83,7 +85,7 @@ class EarlyStop:
             fallen = self._fallen(search, new)
             if fallen is None:
                 if new.ended is not None:
-                    return Candidate(node=new, sample=k)
+                    return Candidate(node=new, sample=k, weight=_weight(new, tries))
                 node = new
                 continue
             steps, why = fallen
@@ -92,10 +94,12 @@ class EarlyStop:
                 return None
             back = _back(new, steps)
             failed[back.key] += 1
+            tries[back.key] += 1
             while failed[back.key] >= self.patience and back.parent is not None:
                 failed[back.key] = 0
                 back = back.parent
                 failed[back.key] += 1
+                tries[back.key] += 1
             cut += 1
             tree.note(Kind.CUT, new, why, to=back, candidate=str(k))
             tree.note(Kind.REFILL, back, f"drawn again, stream {cut}", candidate=str(k))
@@ -124,3 +128,9 @@ def _back(node: Node, steps: int) -> Node:
     while node.parent is not None and node.steps > wanted:
         node = node.parent
     return node
+
+
+def _weight(node: Node, tries: Counter[int]) -> float:
+    """How much of the policy's own mass a candidate stands for: one over the draws that each of its steps took."""
+    starts = [one.parent for one in node.path if one.parent is not None]
+    return 1.0 / math.prod(1 + tries[start.key] for start in starts)
