@@ -13,11 +13,25 @@ if TYPE_CHECKING:
     from search.engines.scripted_engine import ScriptedEngine as ScriptedEngine
     from search.engines.transformers_engine import TransformersEngine as TransformersEngine
     from search.ledger import Ledger as Ledger
+    from search.results import SearchResult as SearchResult
+    from search.runner import Budget as Budget
+    from search.runner import Results as Results
+    from search.runner import run as run
+    from search.scorers import RandomScores as RandomScores
+    from search.scorers import TrueScores as TrueScores
+    from search.strategies.adaptive_vote import AdaptiveVote as AdaptiveVote
+    from search.strategies.beam import Beam as Beam
+    from search.strategies.best_of_n import BestOfN as BestOfN
     from search.strategies.best_of_n import Chosen as Chosen
     from search.strategies.best_of_n import Pool as Pool
     from search.strategies.best_of_n import best_of_n as best_of_n
     from search.strategies.best_of_n import draw as draw
     from search.strategies.best_of_n import judge as judge
+    from search.strategies.dvts import Dvts as Dvts
+    from search.strategies.early_stop import EarlyStop as EarlyStop
+    from search.strategies.mcts import Mcts as Mcts
+    from search.strategies.rebase import Rebase as Rebase
+    from search.strategies.speculative import SpeculativeRejection as SpeculativeRejection
 
 REWARDKIT_PACKAGE = "search"
 """Marks this package as RewardKit's; another distribution or a user's file may bear the same name."""
@@ -32,6 +46,20 @@ _HOMES = {
     "Chosen": "search.strategies.best_of_n",
     "accuracy_curves": "search.curves",
     "Ledger": "search.ledger",
+    "run": "search.runner",
+    "TrueScores": "search.scorers",
+    "RandomScores": "search.scorers",
+    "Mcts": "search.strategies.mcts",
+    "AdaptiveVote": "search.strategies.adaptive_vote",
+    "SpeculativeRejection": "search.strategies.speculative",
+    "EarlyStop": "search.strategies.early_stop",
+    "Rebase": "search.strategies.rebase",
+    "Dvts": "search.strategies.dvts",
+    "Beam": "search.strategies.beam",
+    "BestOfN": "search.strategies.best_of_n",
+    "SearchResult": "search.results",
+    "Results": "search.runner",
+    "Budget": "search.runner",
 }
 
 

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 from verifiers.errors import ConfigError
+
+Rule: TypeAlias = Literal["best", "weighted", "majority", "first"]
+"""How one response is chosen from many."""
 
 
 def answer_classes(answers: Sequence[str | None], same: Callable[[str, str], bool] | None = None) -> list[int | None]:

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-from search.choose import answer_classes, best, weighted
+from search.choose import Rule, answer_classes, best, weighted
 from search.plans import REDUCTIONS, Reduction
 from search.tree import Tree
 from verifiers.answers import extract_answer
 from verifiers.core import Problem, Response, StopReason
 from verifiers.equality import math_equal
 from verifiers.errors import ConfigError
-
-Rule: TypeAlias = Literal["best", "weighted", "majority", "first"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,14 @@ def tiny_policy(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def playground_prm() -> Path:
+    """The shipped process reward model."""
+    from rewardkit.playground import asset
+
+    return asset("prm")
+
+
+@pytest.fixture(scope="session")
 def playground_policy() -> Path:
     """The shipped policy checkpoint."""
     from rewardkit.playground import asset

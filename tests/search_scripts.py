@@ -57,7 +57,8 @@ class Boxed:
     """A verifier: right is what boxes 1."""
 
     def judge(self, problems: Sequence[Problem], responses: Sequence[Response]) -> list[Verdict]:
-        return [Verdict.correct("") if "{1}" in r.text else Verdict.incorrect("") for r in responses]
+        found = [(r.text.rpartition("{")[2].rstrip("}"), "{1}" in r.text) for r in responses]
+        return [Verdict.correct("", extracted=a) if right else Verdict.incorrect("", extracted=a) for a, right in found]
 
 
 class Disorderly:

@@ -189,8 +189,11 @@ def test_label_train_eval_search_report(
     results = json.loads((tmp_path / "search" / "results.json").read_text())
     final = {curve["rule"]: curve["points"][-1]["mean"] for curve in results["curves"]}
     assert final["best by oracle"] == final["any (pass@n)"] >= final["majority"]
-    assert results["costs"][0]["decoded_tokens"] > 0 and results["costs"][2]["scored_tokens"] > 0
-    assert "Best-of-N" in (tmp_path / "search" / "report.html").read_text()
+    (row,) = results["strategies"]
+    assert row["strategy"] == "best_of_n n=4"
+    assert row["tokens"] > 0
+    assert row["scored_tokens"] > 0
+    assert "Search trees" in (tmp_path / "search" / "report.html").read_text()
 
     assert run("prm", "eval", "--model", model / "model", "--data", labels / "labels.jsonl",
                "--out", tmp_path / "eval") == 0  # fmt: skip

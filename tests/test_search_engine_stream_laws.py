@@ -35,6 +35,19 @@ def test_streams_draw_what_generate_draws(subject: Subject) -> None:
 
 
 @only(*MODELS)
+def test_streams_of_one_engine_do_not_mix(subject: Subject) -> None:
+    asked, hot = requests_of(subject.prefixes, n=2), Sampling(temperature=1.5, max_new_tokens=14)
+    wanted = [ids_of(subject.engine.generate(asked, sampling)) for sampling in (GREEDY, hot)]
+    streams = [open_stream(subject.engine, sampling) for sampling in (GREEDY, hot)]
+    tickets = [stream.submit(asked) for stream in streams]
+    found: list[dict[int, list[tuple[int, ...]]]] = [{}, {}]
+    while any(stream.waiting for stream in streams):
+        for rows, stream in zip(found, reversed(streams), strict=True):
+            rows |= {ticket: [c.token_ids for c in row] for ticket, row in stream.collect()}
+    assert [[rows[t] for t in own] for rows, own in zip(reversed(found), tickets, strict=True)] == wanted
+
+
+@only(*MODELS)
 def test_a_short_request_is_collected_before_a_long_one(subject: Subject) -> None:
     never = next(q for q in requests_of(subject.prefixes * 9) if not ends_within(subject, q, 60))
     stream = open_stream(subject.engine, Sampling(max_new_tokens=60))

@@ -16,7 +16,7 @@ import pytest
 from search_scripts import SAMPLING, Boxed, Disorderly, Marks, engine, problems, texts
 
 from search.plans import Candidate, Draw, Plan, Search, Strategy
-from search.run import Budget, Results, run
+from search.runner import Budget, Results, run
 from search.strategies.adaptive_vote import AdaptiveVote
 from search.strategies.beam import Beam
 from search.strategies.best_of_n import BestOfN

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_scripts import SAMPLING, Boxed, Marks, engine, problems, texts
 
-from search.run import Budget, run
+from search.runner import Budget, run
 from search.scorers import RandomScores, TrueScores, beginnings, step_scorer
 from search.stepping import grow, step_stops
 from search.strategies.adaptive_vote import AdaptiveVote, overtaken

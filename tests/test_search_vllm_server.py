@@ -236,7 +236,7 @@ def test_an_answer_that_makes_no_sense_is_said(fake: Fake, said: str) -> None:
 def test_the_wrong_server_or_tokenizer_is_named(fake: Fake, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="serves 'tiny', 'lora', not 'huge'; give one of these"):
         engine(fake, model="huge")
-    with pytest.raises(MissingFileError, match="no checkpoint folder at"):
+    with pytest.raises(MissingFileError, match=r"no checkpoint folder at .*/absent .*; give tokenizer= a folder"):
         engine(fake, tokenizer=tmp_path / "absent")
     fake.answers["/tokenize"] = lambda h, _: h.whole({"tokens": [1, 2, 3]})
     with pytest.raises(EngineError, match=r"cut the same text into different tokens \(\[1, 2, 3\]…"):
@@ -254,10 +254,10 @@ def test_probabilities_of_another_temperature_are_refused(fake: Fake, honest: bo
     own, good = engine(fake), fake.answers["/v1/completions"]
 
     def answer(handler: Handler, body: Any) -> None:
-        if body["stream"]:
+        if body.get("stream"):
             return good(handler, body)
         top = -1.0 / body["temperature"] if honest else -1.0
-        choice = {"token_ids": [3], "logprobs": {"token_logprobs": [top], "top_logprobs": [{"x": top}]}}
+        choice = {"token_ids": [3], "logprobs": {"token_logprobs": [top], "top_logprobs": [{"x": 0.0, "y": top}]}}
         handler.whole({"model": "tiny", "choices": [{**choice, "finish_reason": "length"}]})
 
     fake.answers["/v1/completions"] = answer
@@ -285,18 +285,20 @@ def test_a_stop_sequence_and_a_cancellation_hang_up(fake: Fake) -> None:
     stop = replace(SAMPLING, max_new_tokens=99, stop_sequences=((12, 21), (13,)))
     (row,) = own.generate([replace(ASKED, n=1)], stop)[0]
     assert (row.token_ids, row.stop_reason) == ((11, 12, 21), StopReason.STOP)
-    assert fake.hung_up.wait(3)
+    assert fake.hung_up.wait(5)
     assert own.usage.decoded_tokens == 3
     fake.hung_up.clear()
     stream = own.stream(SAMPLING)
     tickets = stream.submit([ASKED] * 5)
-    time.sleep(0.1)
+    until = time.monotonic() + 5
+    while fake.count("/v1/completions") < 2 and time.monotonic() < until:
+        time.sleep(0.01)
     stream.cancel(tickets)
-    assert fake.hung_up.wait(3)
+    assert fake.hung_up.wait(5)
     assert (stream.waiting, stream.collect()) == (0, [])
-    before = fake.count("/v1/completions")
-    time.sleep(0.1)
-    assert fake.count("/v1/completions") == before, "what waited for a thread is not asked"
+    own.close()
+    # One row before, and of ten cancelled ones at most as many as there are threads.
+    assert 2 <= fake.count("/v1/completions") <= 1 + 4, "what waited for a thread is not asked"
 
 
 def test_weights_are_replaced_only_where_the_server_allows_it(fake: Fake) -> None:

@@ -26,7 +26,9 @@ app = App(
     version=__version__,
 )
 app.command("rewardkit.cli.score:score", name="score", help="Judge the responses of a JSON Lines file.")
-app.command("rewardkit.cli.search:search", name="search", help="Best-of-N with any process reward model.")
+app.command(
+    "rewardkit.cli.search:search", name="search", help="Search strategies side by side, with any process reward model."
+)
 app.command("rewardkit.cli.report:report", name="report", help="Write a run folder's report.html.")
 app.command(
     "rewardkit.cli.quickstart:quickstart",

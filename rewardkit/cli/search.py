@@ -1,13 +1,15 @@
-"""`rewardkit search`: Best-of-N with any process reward model."""
+"""`rewardkit search`: strategies side by side, with any process reward model and any engine."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from search.choose import Rule
 from verifiers.errors import ConfigError
 
 
@@ -18,12 +20,26 @@ class SearchJob:
 
     policy: str
     """Checkpoint folder or hub id of the policy."""
-    problems: str
+    data: Annotated[str, Parameter(alias="--problems")]
     """Problems: a file, a hub id, or playground:SPLIT:COUNT[:SEED]."""
-    scorer: str | None = None
+    prm: Annotated[str | None, Parameter(alias="--scorer")] = None
     """Process reward model that scores the steps; without it only votes are compared."""
+    strategy: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = ()
+    """best_of_n, early_stop, adaptive_vote, beam, dvts, rebase, speculative or mcts; give several to compare them.
+    A size of its own stands behind a colon: early_stop:4."""
     n: int = 16
-    """Responses a problem."""
+    """Responses a problem of best_of_n, and the size of a strategy without one of its own."""
+    rule: Rule | None = None
+    """How strategies choose among their candidates: best, weighted, majority or first. Best by default, majority for
+    adaptive_vote and where there is no scorer."""
+    setting: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = ()
+    """A setting of the strategies that have it, as field=value: floor=0.1."""
+    references: bool = True
+    """Also draw Best-of-N, for the controls that a strategy stands beside."""
+    budget: int | None = None
+    """Most tokens a strategy draws for a problem."""
+    total_budget: int | None = None
+    """Most tokens a strategy draws for all problems."""
     temperature: float = 1.0
     """Sampling temperature."""
     top_p: float = 1.0
@@ -38,102 +54,168 @@ class SearchJob:
     """Column of the prompts, where it is not found by itself."""
     answer_column: str | None = None
     """Column of the reference answers, where it is not found by itself."""
+    engine: str = "transformers"
+    """What draws: transformers, vllm, or the address of a vLLM server (http://host:port)."""
     max_rows: int = 256
     """Rows decoded at once."""
     out: Path | None = None
     """Run folder; runs/search-<date> by default."""
+    resume: bool = False
+    """Go on with the run in --out."""
 
 
 def search(job: SearchJob) -> int:
-    """Draw N responses a problem, choose by every rule, and compare: first, majority, PRM, weighted, controls.
+    """Search every problem by one strategy or several, and compare: accuracy, tokens, votes, controls.
 
     Examples
     --------
-    rewardkit search --policy data/playground/policy --scorer data/playground/prm --problems playground:test:300
-    rewardkit search --policy Qwen/Qwen2.5-Math-1.5B-Instruct --problems gsm8k.jsonl --n 8
+    rewardkit search --policy data/playground/policy --prm data/playground/prm --data playground:test:300
+    rewardkit search --policy data/playground/policy --prm data/playground/prm --data playground:test:100
+    --strategy early_stop:1 --strategy early_stop:4 --strategy beam
+    rewardkit search --policy Qwen/Qwen2.5-Math-1.5B-Instruct --data gsm8k.jsonl --n 8
     """
     from prm.model import ProcessModel
     from rewardkit.cli.progress import Progress
-    from rewardkit.measure import run_search
     from rewardkit.runs import RunFolder
+    from rewardkit.searching import remembering, search_all
     from rewardkit.sources import as_chat, problems_from
-    from search.engines.transformers_engine import TransformersEngine
+    from search.runner import Budget
     from search.strategies.best_of_n import check_prompts
     from verifiers.core import Sampling
     from verifiers.maths import MathVerifier
 
     problems = problems_from(
-        job.problems, limit=job.limit, prompt_column=job.prompt_column, answer_column=job.answer_column
+        job.data, limit=job.limit, prompt_column=job.prompt_column, answer_column=job.answer_column
     )
     unanswered = next((p.id for p in problems if p.answer is None), None)
     if unanswered is not None:
         raise ConfigError(
-            f"rules are compared by their accuracy, but problem {unanswered!r} has no reference answer; name the "
-            "column with --answer-column, or choose from Python with search.best_of_n, which needs none"
+            f"strategies are compared by their accuracy, but problem {unanswered!r} has no reference answer; name the "
+            "column with --answer-column, or search from Python with search.run, which needs none"
         )
-    engine = TransformersEngine.load(job.policy, max_rows=job.max_rows)
-    scorer = ProcessModel.load(job.scorer) if job.scorer else None
+    strategies = _strategies(job)
+    engine = _engine(job)
+    model = ProcessModel.load(job.prm) if job.prm else None
     problems = as_chat(problems, engine.tokenizer)
     check_prompts(problems, engine)
-    with RunFolder.create("search", job, out=job.out) as run:
-        with Progress("problems", len(problems)) as progress:
-            searched = run_search(
+    with RunFolder.create("search", job, out=job.out, resume=job.resume) as run:
+        with Progress("searches", len(problems) * len(strategies)) as progress:
+            searched = search_all(
                 problems,
+                strategies,
                 engine=engine,
-                n=job.n,
-                sampling=Sampling(temperature=job.temperature, top_p=job.top_p, max_new_tokens=job.max_new_tokens),
+                scorer=None if model is None else remembering(model),
                 verifier=MathVerifier(),
-                scorer=scorer,
+                sampling=Sampling(temperature=job.temperature, top_p=job.top_p, max_new_tokens=job.max_new_tokens),
+                budget=Budget(problem=job.budget, total=job.total_budget),
                 seed=job.seed,
-                on_progress=progress,
+                folder=run.path / "strategies",
+                on_result=lambda result: progress(1),
             )
-        write_search(run, searched, engine=engine, scorer=scorer, seed=job.seed, facts={"policy": job.policy})
+        _write(run, searched, engine=engine, scorer=model, job=job)
     return 0
 
 
-def write_search(
-    run: Any, searched: Any, *, engine: Any, scorer: Any, seed: int, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """Figures, samples and report of searched pools into a run folder; prints the table at the largest N."""
-    from rewardkit.measure import (
-        comparison,
-        cost_figures,
-        curve_figures,
-        curves_of,
-        left_out,
-        sample_rows,
-        step_results,
-    )
-    from rewardkit.report import write_report
+def _strategies(job: SearchJob) -> list[tuple[str, int, Any, Rule | None]]:
+    """(label, n, strategy, rule) of what is asked for, Best-of-N first where it is wanted."""
+    from rewardkit.searching import STRATEGIES, strategy_named
 
-    curves = curves_of(searched.pools, seed=seed)
+    wanted = [(name, size) for name, _, size in (text.partition(":") for text in job.strategy)]
+    if not wanted or (job.references and "best_of_n" not in [name for name, _ in wanted]):
+        wanted.insert(0, ("best_of_n", ""))
+    used: set[str] = set()
+    found: list[tuple[str, int, Any, Rule | None]] = []
+    for name, size in wanted:
+        if size and not size.isdigit():
+            raise ConfigError(f"the size of a strategy is a number; got {name}:{size}")
+        n = int(size) if size else job.n
+        fields = {field.name for field in dataclasses.fields(STRATEGIES[name])} if name in STRATEGIES else set()
+        own = [setting for setting in job.setting if setting.partition("=")[0] in fields]
+        used |= set(own)
+        rule = "majority" if job.prm is None or name == "adaptive_vote" else job.rule
+        strategy = strategy_named(name, n, own)
+        if strategy.needs_scores and job.prm is None:
+            raise ConfigError(f"--strategy {name} decides by step scores; name a process reward model with --prm")
+        found.append((f"{name} n={n}", n, strategy, rule))
+    unused = [setting for setting in job.setting if setting not in used]
+    if unused:
+        raise ConfigError(f"none of the strategies has the setting {unused[0]!r}; see docs/search.md for their fields")
+    if len({label for label, *_ in found}) < len(found):
+        raise ConfigError("a strategy is given twice with one size; leave one out")
+    return found
+
+
+def _engine(job: SearchJob) -> Any:
+    if job.engine == "transformers":
+        from search.engines.transformers_engine import TransformersEngine
+
+        return TransformersEngine.load(job.policy, max_rows=job.max_rows)
+    if job.engine == "vllm":
+        from search.engines.vllm_engine import VllmEngine
+
+        return VllmEngine.load(job.policy, max_rows=job.max_rows)
+    if job.engine.startswith(("http://", "https://")):
+        from search.engines.vllm_server import VllmServer
+
+        return VllmServer(job.engine, tokenizer=job.policy, rows=job.max_rows)
+    raise ConfigError(f"--engine must be transformers, vllm or the address of a server; got {job.engine!r}")
+
+
+def _write(run: Any, searched: Any, *, engine: Any, scorer: Any, job: SearchJob) -> None:
+    """Figures, samples, trees and report into the run folder; prints the table."""
+    from rewardkit.measure import comparison, curve_figures, curves_of, left_out, sample_rows, step_results
+    from rewardkit.report import write_report
+    from rewardkit.searching import difference, pools_of, reference_figures, search_rows, strategy_row
+    from verifiers.jsonl import write_jsonl
+    from verifiers.maths import MathVerifier
+
     results: dict[str, Any] = {
-        "title": "Best-of-N",
-        "summary": left_out(searched.pools),
-        "facts": facts,
-        "curves": curve_figures(curves),
-        "costs": cost_figures(
-            searched.costs,
-            policy_parameters=engine.parameters,
-            scorer_parameters=scorer.parameters if scorer else 0,
-        ),
+        "title": "Search",
+        "facts": {"policy": job.policy, "scorer": job.prm or "none", "engine": job.engine},
+        "summary": [],
+        "strategies": [strategy_row(one) for one in searched],
     }
-    if scorer is not None:
-        results["comparisons"] = [
-            comparison(curves, "weighted by PRM min", "majority"),
-            comparison(curves, "best by PRM min", "majority"),
-            comparison(curves, "best by PRM min", "best by random"),
-        ]
-        if all("program" in pool.problem.metadata for pool in searched.pools):
-            found = step_results(searched.pools)
-            results |= {**found, "summary": [*results["summary"], *found.get("summary", [])]}
+    taken = sum(one.results.resumed for one in searched)
+    notes = [f"{taken} results come from before the run was resumed; seconds and scorer costs leave them out."]
+    base = next((one for one in searched if one.label.startswith("best_of_n") and job.budget is None), None)
+    if base is not None and job.total_budget is None:
+        pools = pools_of(base.results.results, MathVerifier())
+        curves = curves_of(pools, seed=job.seed)
+        results |= {
+            "summary": [*(notes if taken else []), *left_out(pools)],
+            "curves": curve_figures(curves),
+            "references": reference_figures(base, pools, seed=job.seed),
+        }
+        if any("PRM" in curve.rule for curve in curves):
+            results["comparisons"] = [
+                comparison(curves, first, second)
+                for first, second in (
+                    ("weighted by PRM min", "majority"),
+                    ("best by PRM min", "majority"),
+                    ("best by PRM min", "best by random"),
+                )
+            ]
+            if all("program" in pool.problem.metadata for pool in pools):
+                found = step_results(pools)
+                results |= {**found, "summary": [*results["summary"], *found.get("summary", [])]}
+        run.write_json("results.json", results)
+        write_jsonl(run.path / "samples.jsonl", sample_rows(pools))
+        print_curves(results)
     run.write_json("results.json", results)
-    run.append("samples.jsonl", *sample_rows(searched.pools))
-    print_curves(results)
+    write_jsonl(run.path / "searches.jsonl", search_rows(searched))
+    for row in results["strategies"]:
+        print(
+            f"  {row['strategy']:22} {row['rule']:9} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  "
+            f"{row['tokens']:.0f} tokens, {row['scored_tokens']:.0f} scored, a problem"
+        )
+    if base is not None:
+        for other in searched:
+            if other is not base:
+                gap = difference(other, base, seed=job.seed)
+                print(f"  {other.label} - {base.label}: {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] (paired)")
     for sentence in results["summary"]:
         print(f"  {sentence}")
     print(f"report in {write_report(run.path)}")
-    return results
 
 
 def print_curves(results: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from verifiers.core import Continuation, GenerationRequest, Sampling, StopReason, derive_seed
 from verifiers.errors import ConfigError, EngineError
-from verifiers.streams import Finished
+from verifiers.streams import Finished, Stream
 
 REASONS = {"stop": StopReason.STOP, "length": StopReason.LENGTH, "repetition": StopReason.REPETITION}
 """vLLM's finish reasons that end a row properly."""
@@ -201,3 +201,15 @@ class Tickets:
     def all(self) -> list[int]:
         """Every ticket neither collected nor cancelled."""
         return [*self._open, *(ticket for ticket, _ in self._complete)]
+
+
+def draw_all(stream: Stream, requests: Sequence[GenerationRequest]) -> list[list[Continuation]]:
+    """Every request's continuations from a stream of its own; what is left is cancelled where drawing fails."""
+    tickets = stream.submit(requests)
+    done: dict[int, list[Continuation]] = {}
+    try:
+        while stream.waiting:
+            done |= stream.collect()
+    finally:
+        stream.cancel(tickets)
+    return [done[ticket] for ticket in tickets]

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from search.engines.checkpoint_facts import end_tokens, refuse_other_shapes
-from search.engines.rows import REASONS, RepetitionRule, Row, Stops, Tickets, check_request, check_sampling
+from search.engines.rows import REASONS, RepetitionRule, Row, Stops, Tickets, check_request, check_sampling, draw_all
 from verifiers.checkpoints import load_tokenizer, loading
 from verifiers.core import Continuation, GenerationRequest, Sampling, StopReason, Usage
 from verifiers.errors import ConfigError, EngineError, MissingExtraError
@@ -162,15 +162,7 @@ class VllmEngine:
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[list[Continuation]]:
         """Draw all continuations. Raises EngineError for a prompt that is empty or too long, or when vLLM dies."""
-        stream = self.stream(sampling)
-        tickets = stream.submit(requests)
-        done: dict[int, list[Continuation]] = {}
-        try:
-            while stream.waiting:
-                done |= stream.collect()
-        finally:
-            stream.cancel(tickets)
-        return [done[ticket] for ticket in tickets]
+        return draw_all(self.stream(sampling), requests)
 
     def check(self, number: int, request: GenerationRequest) -> None:
         """Raise ConfigError or EngineError for a request that cannot be answered."""

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from search.engines.checkpoint_facts import end_tokens, vocabulary
-from search.engines.rows import REASONS, RepetitionRule, Row, Stops, Tickets, check_request, check_sampling
+from search.engines.rows import REASONS, RepetitionRule, Row, Stops, Tickets, check_request, check_sampling, draw_all
 from search.engines.server_calls import Hangup, Server
 from verifiers.checkpoints import load_tokenizer
 from verifiers.core import Continuation, GenerationRequest, Sampling, StopReason, Usage
-from verifiers.errors import ConfigError, EngineError
+from verifiers.errors import ConfigError, EngineError, MissingFileError
 from verifiers.streams import Finished
 
 PROBE = "One  plus 12.5 = \\frac{27}{2}.\n\n\tÜber <|im_end|> €\n"
@@ -68,7 +68,13 @@ class VllmServer:
         entry = self._entry(model)
         self.model, self._context = str(entry["id"]), int(entry["max_model_len"])
         self._path = str(tokenizer or entry.get("root") or self.model)
-        self._tokenizer = load_tokenizer(self._path)
+        try:
+            self._tokenizer = load_tokenizer(self._path)
+        except MissingFileError as error:
+            raise MissingFileError(
+                f"no checkpoint folder at {self._path} on this machine, for the tokenizer of the server at "
+                f"{self.server.url}; give tokenizer= a folder or a hub id"
+            ) from error
         self._vocabulary = vocabulary(self._path, self._tokenizer)
         self.eos_ids = end_tokens(self._path, self._tokenizer)
         self._compare()
@@ -110,15 +116,7 @@ class VllmServer:
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[list[Continuation]]:
         """Draw all continuations. Raises EngineError for a prompt that is empty or too long, or a failing server."""
-        stream = self.stream(sampling)
-        tickets = stream.submit(requests)
-        done: dict[int, list[Continuation]] = {}
-        try:
-            while stream.waiting:
-                done |= stream.collect()
-        finally:
-            stream.cancel(tickets)
-        return [done[ticket] for ticket in tickets]
+        return draw_all(self.stream(sampling), requests)
 
     def check(self, number: int, request: GenerationRequest) -> None:
         """Raise ConfigError or EngineError for a request that cannot be answered."""
@@ -250,15 +248,19 @@ class VllmServer:
     def _reports_temperature(self) -> bool:
         """Whether reported log-probabilities change with the temperature; asked once, with two one-token draws."""
         if self._honest is None:
-            body = {**_body(self, Sampling(), Stops(Sampling(), ())), "prompt": [0], "max_tokens": 1, "stream": False}
-            body.pop("stream_interval")
-            tops = []
+            prompt = list(self._tokenizer(PROBE, add_special_tokens=False)["input_ids"])[: self._context - 1]
+            body = {"model": self.model, "prompt": prompt, "max_tokens": 1, "logprobs": 2}
+            seconds = set()
             for temperature in (1.0, 0.5):
-                answer = self.server.post("/v1/completions", {**body, "temperature": temperature, "logprobs": 1})
-                (choice,) = self._choices(answer)
-                self.pay(Usage(prefill_tokens=1, decoded_tokens=1))
-                tops.append(max((choice.get("logprobs") or {"top_logprobs": [{"": 0.0}]})["top_logprobs"][0].values()))
-            self._honest = tops[0] != tops[1]
+                asked = {**body, "temperature": temperature, "return_tokens_as_token_ids": True}
+                (choice,) = self._choices(self.server.post("/v1/completions", asked))
+                self.pay(Usage(prefill_tokens=len(prompt), decoded_tokens=1))
+                tops = sorted(((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0].values())
+                if len(tops) < 2:
+                    raise self.server.garbage("gave no log-probabilities")
+                # The second likeliest token's: the likeliest one's may be 0 at both temperatures.
+                seconds.add(tops[-2])
+            self._honest = len(seconds) == 2
         return self._honest
 
 
@@ -330,14 +332,11 @@ def _body(engine: VllmServer, sampling: Sampling, stops: Stops) -> dict[str, Any
     rule = engine.repetition
     return {
         "model": engine.model,
-        "n": 1,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
-        "min_p": 0.0,
+        **dict.fromkeys(("min_p", "presence_penalty", "frequency_penalty"), 0.0),
         "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
         "stop_token_ids": stops.single,
         "logprobs": 0,
         "return_token_ids": True,

@@ -11,9 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import TypeVar, get_args
 
-from search.choose import answer_classes, best, majority, weighted
+from search.choose import Rule, answer_classes, best, majority, weighted
 from search.ledger import Ledger
 from search.plans import Candidate, Draw, Plan, Search, require, share
 from verifiers.answers import extract_answer
@@ -32,9 +32,6 @@ from verifiers.core import (
 from verifiers.equality import math_equal
 from verifiers.errors import ConfigError, EngineError, RewardError
 from verifiers.steps import encode_prompt
-
-Rule: TypeAlias = Literal["best", "weighted", "majority", "first"]
-"""How one response is chosen from a pool; see `best_of_n`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ class EarlyStop:
 
     n: int = 4
     """Candidates; with a budget, how many at a time."""
-    floor: float = 0.15
+    floor: float = 0.08
     """Lowest score of a good step: a chance of a right answer below it is not worth going on with."""
     falls: int = 2
     """Falling scores in a row that cut a candidate."""

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from search.choose import Rule
 from search.ledger import Ledger
 from search.plans import Candidate, Reduction, Search, Strategy
-from search.results import Rule, SearchResult, choose
+from search.results import SearchResult, choose
 from search.scheduler import Ended, Scheduler
 from search.scorers import ScoreFunction, step_scorer
 from search.tree import Kind
@@ -49,6 +50,8 @@ class Results:
     left_out: tuple[Problem, ...]
     """Problems that the run's budget had no tokens for."""
     ledger: Ledger
+    resumed: int
+    """Results that the file held already."""
     occupancy: float
     """Share of the engine's rows that were taken while it decoded; 0 where the engine does not say."""
 
@@ -98,6 +101,8 @@ def run(
             if row["problem_id"] in by_id:
                 done[row["problem_id"]] = SearchResult.from_json(by_id[row["problem_id"]], row)
 
+        resumed = len(done)
+
         def search(part: Sequence[Problem], limits: Sequence[int | None]) -> None:
             fresh = [(problem, limit) for problem, limit in zip(part, limits, strict=True) if problem.id not in done]
             for ended in scheduler.run([p for p, _ in fresh], budgets=[limit for _, limit in fresh]):
@@ -115,6 +120,7 @@ def run(
     return Results(
         results=tuple(done[problem.id] for problem in problems if problem.id in done),
         left_out=tuple(left_out),
+        resumed=resumed,
         ledger=Ledger(
             policy=engine.usage - before,
             scored_tokens=scheduler.scorer_usage.prefill_tokens,
