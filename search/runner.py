@@ -10,7 +10,7 @@ not use serves the next ones, in further passes, and problems that no longer fit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,16 +30,19 @@ from verifiers.jsonl import JsonlAppender
 class Budget:
     """Most tokens to draw."""
 
-    problem: int | None = None
-    """For each problem."""
+    problem: int | Mapping[str, int] | None = None
+    """For each problem; or each problem's own, by its id (then without `total`)."""
     total: int | None = None
     """For the whole run."""
 
     def __post_init__(self) -> None:
-        for name in ("problem", "total"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"Budget.{name} must be 1 or more tokens; got {value!r}")
+        own = self.problem.values() if isinstance(self.problem, Mapping) else [self.problem]
+        for name, values in (("problem", own), ("total", [self.total])):
+            bad = next((value for value in values if value is not None and value < 1), None)
+            if bad is not None:
+                raise ConfigError(f"Budget.{name} must be 1 or more tokens; got {bad!r}")
+        if isinstance(self.problem, Mapping) and self.total is not None:
+            raise ConfigError("a Budget has a total, or each problem's own tokens, not both; leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,19 +141,26 @@ def _in_passes(
     done: dict[str, SearchResult],
 ) -> list[Problem]:
     """Search what the budget allows; returns the problems it does not."""
-    if budget.total is None:
-        search(problems, [budget.problem] * len(problems))
+    own = budget.problem
+    if isinstance(own, Mapping):
+        missing = next((problem.id for problem in problems if problem.id not in own), None)
+        if missing is not None:
+            raise ConfigError(f"Budget.problem has no tokens for problem {missing!r}; give every problem some")
+        search(problems, [own[problem.id] for problem in problems])
         return []
-    if budget.problem is None:
+    if budget.total is None:
+        search(problems, [own] * len(problems))
+        return []
+    if own is None:
         each = budget.total // len(problems)
         if not each:
             raise ConfigError(f"{budget.total} tokens are less than one for each of {len(problems)} problems")
         search(problems, [each] * len(problems))
         return []
     waiting, left = list(problems), budget.total
-    while fit := min(len(waiting), left // budget.problem):
+    while fit := min(len(waiting), left // own):
         part, waiting = waiting[:fit], waiting[fit:]
-        search(part, [budget.problem] * fit)
+        search(part, [own] * fit)
         left -= sum(done[problem.id].drawn_tokens for problem in part)
     return waiting
 

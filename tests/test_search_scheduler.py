@@ -104,6 +104,15 @@ def test_a_whole_budget_is_shared_out_or_taken_in_passes() -> None:
     passes = searched(BestOfN(n=1), budget=Budget(problem=60, total=200))
     assert [result.problem.id for result in passes.results] == ["p0", "p1", "p2", "p3"]
     assert [problem.id for problem in passes.left_out] == ["p4", "p5"]
+    own = {f"p{n}": 20 + n for n in range(6)}
+    each = searched(EarlyStop(n=1), budget=Budget(problem=own)).results
+    assert [result.drawn_tokens for result in each] == list(own.values())
+    with pytest.raises(ConfigError, match="no tokens for problem 'p5'"):
+        searched(EarlyStop(n=1), budget=Budget(problem={f"p{n}": 9 for n in range(5)}))
+    with pytest.raises(ConfigError, match=r"Budget.problem must be 1 or more tokens; got 0"):
+        Budget(problem={"p0": 0})
+    with pytest.raises(ConfigError, match="not both; leave one out"):
+        Budget(problem={"p0": 3}, total=9)
     with pytest.raises(ConfigError, match="3 tokens are less than one for each of 6 problems"):
         searched(BestOfN(n=1), budget=Budget(total=3))
     with pytest.raises(ConfigError, match=r"Budget.total must be 1 or more tokens; got 0"):
