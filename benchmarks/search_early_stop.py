@@ -172,12 +172,7 @@ def main() -> None:
         share("    accuracy, best by score", all_of("filled best")),
         share("    accuracy by random scores", all_of("filled random")),
         share("    accuracy by the true soundness of steps", all_of("filled true")),
-        figure(
-            "adaptive vote: 16 / samples drawn",
-            16 * len(all_of("samples")) / sum(all_of("samples")),
-            floor=1.7,
-            unit="x",
-        ),
+        figure("adaptive vote: 16 / samples drawn", saved, floor=1.7, unit="x"),
         share("    share with the answer of all 16", all_of("same"), floor=0.995),
         figure("row occupancy of Best-of-16 through the scheduler", sum(one["occupancy"] for one in found) / seeds),
         figure("ledger equals a replay of the trees", 1.0, floor=1.0),
