@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from search.curves import accuracy_curves as accuracy_curves
     from search.engines.scripted_engine import ScriptedEngine as ScriptedEngine
     from search.engines.transformers_engine import TransformersEngine as TransformersEngine
+    from search.engines.vllm_engine import VllmEngine as VllmEngine
+    from search.engines.vllm_server import VllmServer as VllmServer
     from search.ledger import Ledger as Ledger
     from search.results import SearchResult as SearchResult
     from search.runner import Budget as Budget
@@ -46,6 +48,8 @@ _HOMES = {
     "Chosen": "search.strategies.best_of_n",
     "accuracy_curves": "search.curves",
     "Ledger": "search.ledger",
+    "VllmServer": "search.engines.vllm_server",
+    "VllmEngine": "search.engines.vllm_engine",
     "run": "search.runner",
     "TrueScores": "search.scorers",
     "RandomScores": "search.scorers",

@@ -177,7 +177,7 @@ class VllmEngine:
 
         For reinforcement learning: no restart, no new memory, compiled graphs stay. Raises EngineError while rows are
         decoding, MissingFileError or ModelError for a checkpoint that is absent or of another shape; the engine then
-        still holds the old weights.
+        still holds the old weights. Where vLLM itself fails half-way (a file that breaks off), make a new engine.
         """
         if self._rows:
             raise EngineError(
