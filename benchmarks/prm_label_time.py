@@ -71,7 +71,7 @@ def main() -> None:
     """Measure and report."""
     options = arguments(__doc__)
     engine = TransformersEngine.load(playground.asset("policy"), dtype="float32")
-    found = [wall_time(engine, 8 if options.quick else 200, seed) for seed in range(2 if options.quick else 5)]
+    found = [wall_time(engine, 8 if options.quick else 120, seed) for seed in range(2 if options.quick else 5)]
     finish(
         "prm_label_time",
         [
