@@ -14,8 +14,9 @@ import torch
 
 from search.engines.decoding import Decoding
 from search.engines.prefixes import PrefixStore
+from search.engines.rows import check_request
 from verifiers.core import Continuation, GenerationRequest, Sampling, Usage
-from verifiers.errors import ConfigError, EngineError, ModelError
+from verifiers.errors import ConfigError, ModelError
 
 PREFIX_TOKENS = 131_072
 """Most padded positions of prefixes kept in memory."""
@@ -117,25 +118,7 @@ class TransformersEngine:
 
     def check(self, number: int, request: GenerationRequest) -> None:
         """Raise ConfigError or EngineError for a request that cannot be answered."""
-        if request.n < 1:
-            raise ConfigError(f"GenerationRequest.n must be 1 or more; got {request.n!r} in request {number}")
-        for name in ("first", "offset"):
-            if getattr(request, name) < 0:
-                raise ConfigError(
-                    f"GenerationRequest.{name} must be 0 or more; got {getattr(request, name)!r} in request {number}"
-                )
-        if request.max_new_tokens is not None and request.max_new_tokens < 1:
-            raise ConfigError(
-                f"GenerationRequest.max_new_tokens must be 1 or more; got {request.max_new_tokens!r} "
-                f"in request {number}"
-            )
-        if not request.prefix_ids:
-            raise EngineError(f"request {number} has an empty prefix; give at least one token to go on from")
-        if len(request.prefix_ids) >= self.context_length:
-            raise EngineError(
-                f"the prefix of request {number} has {len(request.prefix_ids)} tokens, but the model's context "
-                f"holds {self.context_length}; shorten the prompt or use a model with a longer context"
-            )
+        check_request(number, request, self.context_length, int(self.model.config.vocab_size))
 
 
 def _attention(config: Any) -> str:
