@@ -102,12 +102,33 @@ def test_score_reads_public_checkpoints(name: str, tmp_path: Path) -> None:
     assert json.loads((out / "results.json").read_text())["facts"]["adapter"] == name
 
 
+@pytest.mark.parametrize("name", ["genprm", "thinkprm"])
+def test_score_has_generative_models_write(name: str, tmp_path: Path) -> None:
+    from prm.generative import GenerativeModel
+    from prm.model import ProcessModel
+
+    folder = build(name, tmp_path / f"{name}-prm", seed=2)
+    data = tmp_path / "responses.jsonl"
+    write_jsonl(data, [{"prompt": PROMPT, "completions": STEPS}])
+    words = ("prm", "score", "--model", folder, "--data", data, "--dtype", "float32", "--critique-tokens", 6)
+    assert run(*words, "--out", tmp_path / "run") == 0
+    model = ProcessModel.load(folder, dtype="float32")
+    assert isinstance(model, GenerativeModel)
+    model.max_new_tokens = 6
+    (row,) = read_jsonl(tmp_path / "run" / "scores.jsonl")
+    assert row["step_scores"] == pytest.approx(model.score(PROMPT, STEPS), abs=1e-6)
+    assert len(row["step_scores"]) == len(STEPS)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["facts"]["adapter"] == name
+
+
 def test_score_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "responses.jsonl"
     write_jsonl(data, [{"prompt": PROMPT, "completions": STEPS}, {"prompt": PROMPT}])
     assert run("prm", "score", "--model", PRM, "--data", data, "--out", tmp_path / "x") == 2
     assert "responses.jsonl, line 2: needs 'completions'" in capsys.readouterr().err
     write_jsonl(data, [{"prompt": PROMPT, "completions": STEPS}])
+    assert run("prm", "score", "--model", PRM, "--data", data, "--critique-tokens", 9, "--out", tmp_path / "x") == 2
+    assert "which writes no critiques; leave it out" in capsys.readouterr().err
     assert run("prm", "score", "--model", POLICY, "--data", data, "--out", tmp_path / "x") == 2
     assert "name its convention by adapter=" in capsys.readouterr().err
     assert run("prm", "score", "--model", PRM, "--dtype", "int8", "--data", data, "--out", tmp_path / "x") == 2

@@ -29,6 +29,8 @@ class ModelChoice:
     """Step separator of a TRL model that was trained with another than a newline."""
     dtype: str = "auto"
     """Precision of the weights: auto (as stored), float32, bfloat16, float16."""
+    critique_tokens: int | None = None
+    """Longest critique that a generative model writes a step; 2048 by default."""
 
 
 @Parameter(name="*")
@@ -83,7 +85,9 @@ def load(choice: ModelChoice):  # type: ignore[no-untyped-def]
 
     if choice.dtype not in ("auto", "float32", "bfloat16", "float16", "float64"):
         raise ConfigError(f"dtype must be auto, float32, bfloat16, float16 or float64; got {choice.dtype!r}")
-    return ProcessModel.load(
+    if choice.critique_tokens is not None and choice.critique_tokens < 1:
+        raise ConfigError(f"critique_tokens must be 1 or more; got {choice.critique_tokens!r}")
+    model = ProcessModel.load(
         choice.model,
         adapter=choice.adapter,
         base=choice.base,
@@ -91,6 +95,15 @@ def load(choice: ModelChoice):  # type: ignore[no-untyped-def]
         separator=choice.separator,
         dtype=choice.dtype,
     )
+    if choice.critique_tokens is not None:
+        from prm.generative import GenerativeModel
+
+        if not isinstance(model, GenerativeModel):
+            raise ConfigError(
+                f"critique_tokens has no effect on {choice.model}, which writes no critiques; leave it out"
+            )
+        model.max_new_tokens = choice.critique_tokens
+    return model
 
 
 @Parameter(name="*")
