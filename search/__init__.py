@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from search.allocation import Allocation as Allocation
+    from search.allocation import allocate as allocate
     from search.curves import accuracy_curves as accuracy_curves
     from search.engines.scripted_engine import ScriptedEngine as ScriptedEngine
     from search.engines.transformers_engine import TransformersEngine as TransformersEngine
@@ -48,6 +50,8 @@ _HOMES = {
     "Chosen": "search.strategies.best_of_n",
     "accuracy_curves": "search.curves",
     "Ledger": "search.ledger",
+    "allocate": "search.allocation",
+    "Allocation": "search.allocation",
     "VllmServer": "search.engines.vllm_server",
     "VllmEngine": "search.engines.vllm_engine",
     "run": "search.runner",
