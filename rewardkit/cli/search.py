@@ -198,7 +198,6 @@ def _write(run: Any, searched: Any, *, engine: Any, scorer: Any, job: SearchJob)
             if all("program" in pool.problem.metadata for pool in pools):
                 found = step_results(pools)
                 results |= {**found, "summary": [*results["summary"], *found.get("summary", [])]}
-        run.write_json("results.json", results)
         write_jsonl(run.path / "samples.jsonl", sample_rows(pools))
         print_curves(results)
     run.write_json("results.json", results)
