@@ -74,8 +74,6 @@ class Search:
     """Of this problem: the request seed of Best-of-N."""
     budget: int | None = None
     """Most tokens to draw."""
-    scored: bool = True
-    """Whether there is a scorer."""
     spent: int = 0
     """Tokens drawn."""
     limit: int = 0

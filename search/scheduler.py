@@ -155,7 +155,6 @@ class Scheduler:
             sampling=self.sampling,
             seed=derive_seed(self.seed, problem.id),
             budget=budget,
-            scored=self.scorer is not None,
             limit=min(self.sampling.max_new_tokens, room),
         )
         self._ready.append((_Task(self.strategy.plan(search), _Run(number, search)), None))

@@ -103,3 +103,21 @@ def test_the_page_on_rewards_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert first == "1.2 {'right': 1.0, 'layout': 1.0, 'length': 0.0, 'repetition': 0.0}"
     assert (trl, verl) == ("[1.0]", "0.0")
     assert "1" in openrlhf
+
+
+@pytest.mark.slow
+def test_the_page_on_search_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parents[1]
+    (tmp_path / "data").symlink_to(root / "data")
+    monkeypatch.chdir(tmp_path)
+    text = (root / "docs" / "search.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    exec(block, {})
+    rows = [json.loads(line) for line in (tmp_path / "runs/mine/results.jsonl").read_text().splitlines()]
+    assert sorted(row["problem_id"] for row in rows) == [f"test-1-{n}" for n in range(3)]
+    # Waves of candidates go on until 800 tokens are drawn, to the last one.
+    assert [row["drawn_tokens"] for row in rows] == [800, 800, 800]
+    said = capsys.readouterr().out
+    assert all(f"{row['problem_id']} 800 " in said for row in rows)

@@ -303,6 +303,8 @@ def test_the_context_ends_a_row_and_refuses_a_prompt(loaded: TransformersEngine)
         fresh.generate(requests_of([short, (ordinary,) * 256]), never)
     with pytest.raises(EngineError, match="request 0 has an empty prefix"):
         fresh.generate(requests_of([()]), never)
+    with pytest.raises(EngineError, match=rf"holds the token id {fresh.vocabulary}, but the model's ids run from 0 to"):
+        fresh.generate(requests_of([(ordinary, fresh.vocabulary)]), never)
     with pytest.raises(ConfigError, match="n must be 1 or more; got 0 in request 0"):
         fresh.generate(requests_of([short], n=0), never)
     assert fresh.usage == Usage()

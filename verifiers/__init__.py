@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from verifiers.core import Outcome as Outcome
     from verifiers.core import Problem as Problem
     from verifiers.core import Response as Response
+    from verifiers.core import Sampling as Sampling
     from verifiers.core import StopReason as StopReason
     from verifiers.core import Verdict as Verdict
     from verifiers.equality import EqualityPolicy as EqualityPolicy
@@ -34,6 +35,7 @@ _HOMES = {
     "Outcome": "verifiers.core",
     "Problem": "verifiers.core",
     "Response": "verifiers.core",
+    "Sampling": "verifiers.core",
     "StopReason": "verifiers.core",
     "Verdict": "verifiers.core",
     "EqualityPolicy": "verifiers.equality",

@@ -90,6 +90,11 @@ class TransformersEngine:
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
 
     @property
+    def vocabulary(self) -> int:
+        """Token ids run from 0 to below this, as far as the configuration says."""
+        return int(getattr(self.model.config, "vocab_size", 0) or 2**31)
+
+    @property
     def parameters(self) -> int:
         """Parameter count, for compute accounting."""
         return sum(p.numel() for p in self.model.parameters())
@@ -118,7 +123,7 @@ class TransformersEngine:
 
     def check(self, number: int, request: GenerationRequest) -> None:
         """Raise ConfigError or EngineError for a request that cannot be answered."""
-        check_request(number, request, self.context_length, int(self.model.config.vocab_size))
+        check_request(number, request, self.context_length, self.vocabulary)
 
 
 def _attention(config: Any) -> str:
