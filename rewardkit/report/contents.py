@@ -259,6 +259,32 @@ class Searches:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutResponse:
+    """A response drawn while training; None is not scored."""
+
+    text: str
+    reward: float | None
+    parts: tuple[tuple[str, float | None], ...]
+    """Name and value of each reward, before weights."""
+    unscored: str | None
+    """Why it has no reward."""
+    stop_reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutStep:
+    """The first group of a training step."""
+
+    step: int
+    why: str
+    """Why this step is shown."""
+    problem_id: str
+    prompt: str
+    answer: str
+    responses: tuple[RolloutResponse, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """A run folder as read; `notes` says in sentences what is absent, empty or cut off."""
 
@@ -269,4 +295,6 @@ class Run:
     metrics: tuple[Mapping[str, Any], ...] = ()
     samples: tuple[Sample, ...] = ()
     searches: Searches = field(default_factory=Searches)
+    rollouts: tuple[RolloutStep, ...] = ()
+    """Of a reinforcement-learning run."""
     notes: Mapping[str, str] = field(default_factory=dict)

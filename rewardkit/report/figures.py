@@ -5,8 +5,8 @@ percent so that the bars can be told apart. With many rules there are two figure
 response" and "vote on the answer"; majority stands in both, and so do the controls, dashed and grey. Colours are
 Okabe and Ito's, told apart by people with any colour blindness; each rule has its own marker as well.
 
-Training: one figure a logged number. Up to 1,500 points are drawn; over the raw values of a noisy one with 60
-points or more lies a trailing mean over a fortieth of its rows.
+Training: one figure a logged number. Up to 1,500 points are drawn, lows and highs among them; over the raw values of
+a noisy one with 60 points or more lies a trailing mean over a fortieth of its rows.
 
 Plotly reads a small markup in names and hover texts; everything that comes from a run is escaped for it.
 """
@@ -233,7 +233,7 @@ def training_charts(series: Mapping[str, Sequence[Series]]) -> list[Chart]:
             yaxis={"zeroline": False, "exponentformat": "power", "tickformat": "~g" if place else None},
         )
         for index, one in enumerate(phases):
-            _add_series(figure, one, PALETTE[index % len(PALETTE)])
+            add_series(figure, one, PALETTE[index % len(PALETTE)])
         figure.update_layout(showlegend=len(phases) > 1, height=320 if place == 0 else 240)
         spoken = "; ".join(
             f"{one.phase or name}: {words.number(one.values[0])} at step {words.number(one.steps[0])}, "
@@ -244,24 +244,40 @@ def training_charts(series: Mapping[str, Sequence[Series]]) -> list[Chart]:
     return charts
 
 
-def _add_series(figure: Any, series: Series, colour: str) -> None:
+def kept_points(values: Sequence[float], most: int) -> list[int]:
+    """Rising indices of at most `most` (4 or more) values: first, last, and the lowest and highest of every stretch."""
+    count = len(values)
+    if count <= most:
+        return list(range(count))
+    width = -(-count // (most // 2 - 1))
+    found = {0, count - 1}
+    for start in range(0, count, width):
+        stretch = range(start, min(start + width, count))
+        found |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
+    return sorted(found)
+
+
+def add_series(
+    figure: Any, series: Series, colour: str, *, dash: str = "solid", most: int = MOST_POINTS, pale: bool = True
+) -> None:
+    """Draw a series in up to `most` points; a noisy one as its trailing mean, with itself beneath where `pale`."""
     count = len(series.values)
     label = str(escape(series.phase or series.name))
     smooth = count >= 60 and _noisy(series.values)
-    every = -(-count // MOST_POINTS)
-    kept = [*range(0, count - 1, every), count - 1]
-    figure.add_scatter(
-        x=[series.steps[i] for i in kept],
-        y=[series.values[i] for i in kept],
-        name=label,
-        legendgroup=label,
-        showlegend=not smooth,
-        mode="lines" if len(kept) > 1 else "markers",
-        opacity=0.35 if smooth else 1.0,
-        line={"color": colour, "width": 1.0 if smooth else 2.0},
-        meta=label,
-        hovertemplate="%{meta}<br>step %{x}: %{y:.4g}<extra></extra>",
-    )
+    kept = kept_points(series.values, most)
+    if pale or not smooth:
+        figure.add_scatter(
+            x=[series.steps[i] for i in kept],
+            y=[series.values[i] for i in kept],
+            name=label,
+            legendgroup=label,
+            showlegend=not smooth,
+            mode="lines" if len(kept) > 1 else "markers",
+            opacity=0.35 if smooth else 1.0,
+            line={"color": colour, "width": 1.0 if smooth else 2.0, "dash": dash},
+            meta=label,
+            hovertemplate="%{meta}<br>step %{x}: %{y:.4g}<extra></extra>",
+        )
     if not smooth:
         return
     window = max(2, count // 40)
@@ -271,11 +287,11 @@ def _add_series(figure: Any, series: Series, colour: str) -> None:
     means = [(total[i + 1] - total[max(0, i + 1 - window)]) / min(window, i + 1) for i in range(count)]
     figure.add_scatter(
         x=[series.steps[i] for i in kept],
-        y=[means[i] for i in kept],
+        y=[float(f"{means[i]:.6g}") for i in kept],
         name=label,
         legendgroup=label,
         mode="lines",
-        line={"color": colour, "width": 2.2},
+        line={"color": colour, "width": 2.2, "dash": dash},
         meta=label,
         hovertemplate=f"%{{meta}}, mean of {window} rows<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
     )

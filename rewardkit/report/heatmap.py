@@ -73,7 +73,7 @@ def _problem(sample: Sample, *, opened: bool) -> Markup:
         Markup(" open") if opened else "",
         sample.problem_id,
         badges,
-        _folded(sample.prompt),
+        folded(sample.prompt),
         sample.answer or "none",
         "300px" if len(cards) == 3 else "400px",
         Markup("\n").join(_card(card) for card in cards) or Markup('<p class="note">No responses were kept.</p>'),
@@ -162,21 +162,19 @@ def _step(index: int, text: str, score: float | None, truth: str | None, *, lowe
     return Markup(
         '<li style="background:{}"><span class="no">{}</span><div class="text">{}</div>'
         '<span class="score">{}{}</span></li>'
-    ).format("#f1f1ee" if score is None else step_colour(score), index + 1, _folded(text), number, mark)
+    ).format("#f1f1ee" if score is None else step_colour(score), index + 1, folded(text), number, mark)
 
 
-def _folded(text: str) -> Markup:
-    """A text, escaped; a long one with its rest folded, a very long one cut with a word on it."""
-    if len(text) <= FOLD:
+def folded(text: str, *, most: int = MOST, file: str = "samples.jsonl") -> Markup:
+    """A text, escaped; a long one with its rest folded, one of more than `most` characters cut with a word on it."""
+    opened = min(FOLD, most)
+    if len(text) <= opened:
         return Markup("{}").format(text)
-    cut = len(text) - MOST
+    cut = len(text) - most
+    further = Markup(" <i>… {:,} further characters are in {}.</i>").format(cut, file) if cut > 0 else ""
+    if most <= FOLD:
+        return Markup("{}{}").format(text[:opened], further)
     return Markup(
         '{}<details class="more"><summary>… show {:,} more characters</summary>{}{}</details>'
         '<i class="cut">… {:,} more characters</i>'
-    ).format(
-        text[:FOLD],
-        min(len(text), MOST) - FOLD,
-        text[FOLD:MOST],
-        Markup(" <i>… {:,} further characters are in samples.jsonl.</i>").format(cut) if cut > 0 else "",
-        len(text) - FOLD,
-    )
+    ).format(text[:opened], min(len(text), most) - opened, text[opened:most], further, len(text) - opened)

@@ -6,6 +6,7 @@
     results.json   curves, comparisons, costs ...   optional
     samples.jsonl  problems with scored responses   optional
     searches.jsonl search trees                     optional
+    rollouts.jsonl responses of training steps      optional
 
 An absent or empty file becomes a sentence in `Run.notes`, so that the page can say what is not there. A field
 of the wrong kind is a DataError naming file, place and field. A job killed while writing leaves an unfinished
@@ -34,6 +35,7 @@ from rewardkit.report.contents import (
     StepQuality,
 )
 from rewardkit.report.fields import Fields, estimate, is_number, rows
+from rewardkit.report.rl_reading import alarms, read_rollouts, rl_rows
 from rewardkit.report.search_reading import read_equal_compute, read_reference, read_searches, read_strategy
 from verifiers.errors import MissingFileError
 from verifiers.jsonl import parse_json
@@ -51,14 +53,18 @@ def read_run(folder: Path) -> Run:
         )
     notes: dict[str, str] = {}
     env, results = _json(folder / "env.json", notes), _json(folder / "results.json", notes)
+    metrics = tuple(row.raw for row in rows(folder / "metrics.jsonl", notes))
+    steps = rl_rows(metrics)
+    begun = [alarm.first for alarm in alarms(steps) if alarm.first is not None]
     return Run(
         name=folder.resolve().name,
         config=(folder / "config.yaml").read_text("utf-8", errors="replace"),
         env=env,
         results=Results() if results is None else _results(Fields(results, str(folder / "results.json"))),
-        metrics=tuple(row.raw for row in rows(folder / "metrics.jsonl", notes)),
+        metrics=metrics,
         samples=tuple(_sample(row) for row in rows(folder / "samples.jsonl", notes)),
         searches=read_searches(folder / "searches.jsonl", notes),
+        rollouts=read_rollouts(folder / "rollouts.jsonl", begun, notes) if steps else (),
         notes=notes,
     )
 
