@@ -105,14 +105,18 @@ class RunFolder:
 
 
 def plain(job: Any) -> dict[str, Any]:
-    """A job as YAML-ready values; nested dataclasses are flattened, as their flags are."""
+    """A job as YAML-ready values; nested dataclasses are flattened, as their flags are.
+
+    A field whose metadata has a "prefix" gives it to the names in it, as its flags have it.
+    """
     found: dict[str, Any] = {}
     for field in fields(job):
         if field.name in NOT_THE_JOB:
             continue
         value = getattr(job, field.name)
         if is_dataclass(value):
-            found |= plain(value)
+            prefix = field.metadata.get("prefix", "")
+            found |= {prefix + name: setting for name, setting in plain(value).items()}
         else:
             found[field.name] = _yaml_value(value)
     return found

@@ -19,7 +19,7 @@ from rewardkit.rl.presets import preset
 from rewardkit.rl.returns import at_last_token, generalised_advantages, soft_minimum, split_steps, to_go
 from rewardkit.rl.sections import Advantage, Critic, Kl, Ratio
 from rewardkit.rl.table import Table
-from verifiers.errors import DataError
+from verifiers.errors import ConfigError, DataError
 
 NAN = math.nan
 PLAIN = Ratio(level="none")
@@ -488,11 +488,17 @@ def test_pure_by_hand() -> None:
     found = estimate(batch, table).advantages_BT
     assert found[0].tolist() == pytest.approx([0.5, 1.0, 1.0], abs=1e-12)
     assert found[1].tolist() == pytest.approx([-0.8, -0.8, -0.8], abs=1e-12)
-    # Leave-one-out: what the other's tokens have on average.
-    centred = Table(advantage=Advantage(kind="step_min", scale="none", temperature=1e-3, baseline="others"))
+    # Leave-one-out: the other's step rewards a token (-0.8 / 3 and -0.5 / 3) for each of 3, 2, 2 and 3, 2, 2 tokens to
+    # go from the step's first one on, and the other's reward (0 and 1).
+    centred = Table(advantage=Advantage(kind="step_min", scale="none", temperature=1e-3, baseline="tokens"))
     found = estimate(batch, centred).advantages_BT
-    assert found[0].tolist() == pytest.approx([1.3, 1.8, 1.8], abs=1e-12)
-    assert found[1].tolist() == pytest.approx([-0.8 - 2.5 / 3] * 3, abs=1e-12)
+    assert found[0].tolist() == pytest.approx([0.5 + 0.8, 1.0 + 1.6 / 3, 1.0 + 1.6 / 3], abs=1e-12)
+    assert found[1].tolist() == pytest.approx([-0.8 + 0.5 - 1.0, *[-0.8 + 1.0 / 3 - 1.0] * 2], abs=1e-12)
+    # Alone in its group a response has nothing to be compared with.
+    alone = stepped(rewards[:1], [[0, 1]], [1.0], [0])
+    assert not estimate(alone, centred).advantages_BT.count_nonzero()
+    with pytest.raises(ConfigError, match="kind='step_min' must be None or 'tokens'; got 'others'"):
+        Advantage(kind="step_min", scale="none", temperature=0.1, baseline="others")
 
 
 def test_step_kinds_leave_unscored_rows_out_of_baseline_and_deviation() -> None:

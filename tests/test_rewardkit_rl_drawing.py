@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rewardkit.rl.drawing import Order, draw_groups, engine_over
+from rewardkit.rl.drawing import Order, draw_groups
 from rewardkit.rl.policy import Drawn, TokenReader
+from rewardkit.rl.sampler import engine_over
 from verifiers.core import Problem, Sampling
 from verifiers.errors import ConfigError
 

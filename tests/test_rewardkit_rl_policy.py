@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rewardkit.rl import policy
-from rewardkit.rl.policy import Drawn, TokenReader, families_of, positions_before
+from rewardkit.rl.policy import Drawn, TokenReader, best_row, families_of, positions_before
 from rewardkit.shared_prompt import Family
 from verifiers.errors import ModelError
 
@@ -36,8 +36,8 @@ def by_hand(model: Any, row: Drawn, temperature: float) -> tuple[torch.Tensor, t
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("row_tokens", [0, 7, 512])
-def test_every_token_is_read_as_by_the_model_itself(model: Any, temperature: float, row_tokens: int) -> None:
+@pytest.mark.parametrize("row_tokens", [0, 7, 512, None])
+def test_every_token_is_read_as_by_the_model_itself(model: Any, temperature: float, row_tokens: int | None) -> None:
     reader = TokenReader(model, temperature=temperature, row_tokens=row_tokens)
     reader.check(ROWS[0].prompt)
     found = reader.read(ROWS, entropies=True)
@@ -51,10 +51,22 @@ def test_every_token_is_read_as_by_the_model_itself(model: Any, temperature: flo
         assert not found.logprobs[number, count:].any()
 
 
+@pytest.mark.parametrize(("prompt", "width"), [(6, 128), (50, 128), (200, 128), (200, 1536)])
+def test_a_row_is_as_long_as_makes_its_work_least(model: Any, prompt: int, width: int) -> None:
+    def work(count: int) -> float:
+        """Of one of `count` responses of one token, in tokens: linear layers 12 D^2, attention 2 D a pair."""
+        tokens = prompt + count
+        return (tokens + tokens**2 / (6 * width)) / count
+
+    best = min(range(1, 10_000), key=work)
+    assert abs(best_row(prompt, width) - prompt - best) <= 1
+    assert TokenReader(model).most(prompt) == best_row(prompt, model.config.hidden_size)
+
+
 def test_rows_share_their_prompt_while_there_is_room() -> None:
-    assert [len(one.responses) for one in families_of(ROWS, row_tokens=512)] == [3, 1]
-    assert [len(one.responses) for one in families_of(ROWS, row_tokens=7)] == [2, 1, 1]
-    assert [len(one.responses) for one in families_of(ROWS, row_tokens=0)] == [1, 1, 1, 1]
+    assert [len(one.responses) for one in families_of(ROWS, most=lambda prompt: 512)] == [3, 1]
+    assert [len(one.responses) for one in families_of(ROWS, most=lambda prompt: 7)] == [2, 1, 1]
+    assert [len(one.responses) for one in families_of(ROWS, most=lambda prompt: 0)] == [1, 1, 1, 1]
     family = Family(prompt=(5, 6, 7), responses=((8, 9), (10,)))
     assert positions_before([family]) == ([0, 0, 0], [2, 3, 2])
 

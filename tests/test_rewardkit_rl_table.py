@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rewardkit.rl.presets import PRESETS, preset
-from rewardkit.rl.sections import Advantage, Clip, Critic, Kl, Masks, Ratio, Shaping
+from rewardkit.rl.sections import Advantage, Clip, Critic, Implicit, Kl, Masks, Ratio, Shaping
 from rewardkit.rl.table import Table
 from verifiers.errors import ConfigError
 
@@ -81,10 +81,80 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "advantage.kind": "step_min",
         "advantage.scale": "none",
         "advantage.temperature": 0.1,
-        "advantage.baseline": "others",
+        "advantage.baseline": "tokens",
         **PPO,
     },
     "prm_step": {"advantage.kind": "step", "advantage.lam": 0.5, **PPO},
+    "opd": {
+        "advantage.kind": "zero",
+        "advantage.scale": "none",
+        "ratio.anchor": "sampler",
+        "kl.target": "teacher",
+        "kl.place": "advantage",
+        "kl.coefficient": 1.0,
+    },
+    "kdrl": {
+        "kl.target": "teacher",
+        "kl.estimator": "k2",
+        "kl.place": "loss",
+        "kl.coefficient": 5e-3,
+        "kl.only": "wrong",
+        "kl.schedule": "linear",
+        "kl.final": 1e-3,
+        "kl.steps": 80,
+        **PPO,
+    },
+    "kimi_k15": {
+        "advantage.scale": "none",
+        "ratio.level": "none",
+        "clip.kind": "mirror",
+        "clip.tau": 0.1,
+        "aggregation": "sequence_sum",
+        "shaping.length": 1.0,
+    },
+    "deepseek_v32": {
+        "advantage.scale": "none",
+        "aggregation": "sequence",
+        "kl.estimator": "k3_is",
+        "kl.place": "loss",
+        "kl.coefficient": 1e-3,
+        "masks.off_policy": 1e-2,
+        "masks.keep_sampling": True,
+        **PPO,
+        **REF,
+    },
+    "minirl": {
+        "advantage.scale": "none",
+        "ratio.anchor": "sampler",
+        "clip.kind": "mask",
+        "clip.low": 0.2,
+        "clip.high": 0.27,
+        "clip.cap": 5.0,
+    },
+    "dppo": {
+        "advantage.scale": "none",
+        "ratio.anchor": "sampler",
+        "clip.kind": "dppo",
+        "clip.delta": 0.2,
+        "kl.target": "sampler",
+        "kl.estimator": "k2",
+        "kl.place": "loss",
+        "kl.coefficient": 2e-3,
+    },
+    "justrl": {"clip.kind": "ppo", "clip.low": 0.2, "clip.high": 0.28, "clip.dual": 10.0},
+    "clip_cov": {"masks.clip_cov": 2e-4, **PPO},
+    "kl_cov": {
+        "kl.target": "old",
+        "kl.estimator": "abs",
+        "kl.place": "loss",
+        "kl.coefficient": 1.0,
+        "kl.only": "covariance",
+        "kl.share": 2e-4,
+    },
+    "entropy_top": {"masks.entropy_top": 0.2, **PPO, "clip.high": 0.28},
+    "ds_grpo": {"advantage.smooth_right": 0.02, "advantage.smooth_wrong": 0.01, **PPO},
+    "bupo": {"layer": 5, "layer_steps": 30, **PPO},
+    "prime": {"advantage.kind": "implicit", "implicit": {"beta": 0.05, "order": "before"}, **PPO},
 }
 
 
@@ -117,7 +187,15 @@ def test_changes_of_a_preset() -> None:
         preset("grpo", clip=0.2)
 
 
-STD, NONE = "std", "none"
+def kl_of(target: Any, estimator: Any, place: Any, **more: Any) -> Kl:
+    return Kl(target=target, estimator=estimator, place=place, coefficient=1.0, **more)
+
+
+def smoothed(kind: Any, **more: Any) -> Advantage:
+    return Advantage(kind=kind, smooth_right=0.1, **more)
+
+
+NONE: Any = "none"
 REWARD_KL = {"target": "ref", "coefficient": 0.1}
 CASES: list[tuple[str, Any]] = [
     # Two sections that contradict each other.
@@ -184,7 +262,55 @@ CASES: list[tuple[str, Any]] = [
         "kl.credit='to_go' has no effect with kl.place='loss'",
         lambda: Table(kl=Kl(**REWARD_KL, estimator="k3", place="loss", credit="to_go")),
     ),
+    ("learns from no reward and so needs a KL", lambda: Table(advantage=Advantage(kind="zero", scale=NONE))),
+    ("so filter and shaping have no effect", lambda: preset("opd", filter="outcome")),
+    ("so filter and shaping have no effect", lambda: preset("opd", shaping={"overlong": 1.0})),
+    ("'implicit' and the section implicit go together", lambda: Table(advantage=Advantage(kind="implicit"))),
+    ("'implicit' and the section implicit go together", lambda: Table(implicit=Implicit())),
+    ("kl.target='old' holds .*; got 'abs' in the reward", lambda: kl_of("old", "abs", "reward")),
+    ("kl.target='old' holds the new policy .*; got 'k1' in the loss", lambda: kl_of("old", "k1", "loss")),
+    ("kl.target='sampler' holds .*; got 'full' in the loss", lambda: kl_of("sampler", "full", "loss")),
+    ("'abs' is KL-Cov's step away .*; got target 'ref'", lambda: kl_of("ref", "abs", "loss")),
+    ("kl.estimator='full' is a function of the policy .*; got 'reward'", lambda: kl_of("teacher", "full", "reward")),
+    ("kl.mix=0.5 has no effect with kl.estimator='k2'", lambda: kl_of("teacher", "k2", "loss", mix=0.5)),
+    ("kl.mix must be at least 0 and at most 1; got 1.5", lambda: kl_of("teacher", "full", "loss", mix=1.5)),
+    ("kl.share goes with kl.only='covariance'.*; got 0.1 and 'all'", lambda: kl_of("old", "abs", "loss", share=0.1)),
+    ("kl.share goes .*; got None and 'covariance'", lambda: kl_of("old", "abs", "loss", only="covariance")),
+    (
+        "kl.only='covariance' picks tokens of the loss",
+        lambda: kl_of("teacher", "k1", "reward", only="covariance", share=0.1),
+    ),
+    (
+        "kl.estimator='k2_seq' squares whole responses, and kl.only='covariance' picks tokens",
+        lambda: Table(kl=kl_of("old", "k2_seq", "loss", only="covariance", share=0.1)),
+    ),
+    (
+        "masks.entropy_top and masks.clip_cov take single tokens' gradients away",
+        lambda: preset("gspo", masks={"entropy_top": 0.2}),
+    ),
+    (
+        "'full' is over the whole vocabulary and masks.keep_sampling over a part",
+        lambda: Table(kl=kl_of("ref", "full", "loss"), masks=Masks(keep_sampling=True)),
+    ),
+    ("layer and layer_steps go together; got 3 and None", lambda: Table(layer=3)),
+    ("layer trains what one layer would say, which no reference", lambda: preset("grpo", layer=3, layer_steps=1)),
+    (
+        "layer trains what one layer would say, and the sampler's",
+        lambda: preset("bupo", masks={"importance": "mask", "level": "token", "high": 2}),
+    ),
+    ("layer with a critic", lambda: preset("ppo", kl=None, layer=1, layer_steps=1)),
+    ("the text of ptx trains all of them", lambda: preset("bupo", ptx=0.1)),
+    ("layer must be at least 0; got -1", lambda: preset("bupo", layer=-1)),
     # One section by itself.
+    ("masks.reject and masks.reject_above go together; got 'k1' and None", lambda: Masks(reject="k1")),
+    ("masks.cov_low=2 has no effect without masks.clip_cov", lambda: Masks(cov_low=2)),
+    ("masks.cov_low must be below masks.cov_high; got 6 and 5", lambda: Masks(clip_cov=0.1, cov_low=6)),
+    ("masks.entropy_top must be above 0 and at most 1; got 0", lambda: Masks(entropy_top=0)),
+    ("advantage.smooth_right=0.1 has no effect with advantage.kind='gae'", lambda: smoothed("gae", lam=1.0)),
+    ("advantage.kind='soft' needs advantage.temperature", lambda: Advantage(kind="soft", scale=NONE)),
+    ("advantage.kind='zero' has no deviation", lambda: Advantage(kind="zero")),
+    ("shaping.length_after=5 has no effect without shaping.length", lambda: Shaping(length_after=5)),
+    ("implicit.beta must be above 0; got 0", lambda: Implicit(beta=0)),
     ("clip.cap of cispo .* must be above 1.*; got 0.2", lambda: Clip(kind="cispo", cap=0.2)),
     ("clip.cap of cispo .*; got 1", lambda: Clip(kind="cispo", cap=1.0)),
     ("clip.kind='cispo' needs clip.cap; got None", lambda: Clip(kind="cispo")),
@@ -242,6 +368,16 @@ def test_cautions_say_what_is_allowed_and_biased() -> None:
     discounted = preset("ppo", advantage={"gamma": 0.9}).cautions()
     assert any("without discount" in said for said in discounted)
     assert PRESETS["rloo"].table.cautions() == PRESETS["reinforce"].table.cautions() == ()
+
+
+def test_the_table_of_a_step() -> None:
+    bupo = PRESETS["bupo"].table
+    assert bupo.at(0) == bupo == bupo.at(29)
+    assert bupo.at(30) == preset("bupo", layer=None, layer_steps=None)
+    late = preset("kimi_k15", shaping={"length_after": 10})
+    assert late.at(9).shaping == Shaping()
+    assert late.at(10) == preset("kimi_k15")
+    assert PRESETS["grpo"].table.at(10**6) is PRESETS["grpo"].table
 
 
 def test_the_command_line_can_show_the_table_without_torch() -> None:

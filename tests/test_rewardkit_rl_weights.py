@@ -14,6 +14,7 @@ from rewardkit.rl.advantages import estimate
 from rewardkit.rl.batch import Batch, Prepared, micro_batches, take, widths
 from rewardkit.rl.filters import kept_rows, policy_rows, value_rows
 from rewardkit.rl.objective import policy_loss, value_loss
+from rewardkit.rl.picks import Look
 from rewardkit.rl.presets import PRESETS, preset
 from rewardkit.rl.sections import Advantage, Aggregation, Clip, Kl, Masks, Ratio
 from rewardkit.rl.table import Table
@@ -211,8 +212,15 @@ def random_batch(seed: int = 0, rows: int = 8) -> tuple[Batch, torch.Tensor]:
         step_ends_BT=ends,
         token_rewards_BT=noise(*mask.shape) * ends,
         truncated_B=torch.tensor([True] + [False] * (rows - 1)),
+        stream_B=torch.arange(rows) * 7919,
     )
     return batch, drawn
+
+
+def look_of(drawn: torch.Tensor) -> Look:
+    """The policy on an optimiser batch, as it is before its update: that of `leaves`."""
+    policy = leaves()[0].detach()
+    return Look(logprobs_BT=POLICY.logprobs(policy, drawn), entropies_BT=POLICY.entropies(policy, drawn))
 
 
 def fitting(batch: Batch, table: Table) -> Batch:
@@ -225,7 +233,8 @@ def whole_loss(
 ) -> tuple[torch.Tensor, Tally]:
     width = part.batch.mask_BT.shape[1]
     new, entropy = POLICY.logprobs(policy, drawn), POLICY.entropies(policy, drawn)
-    loss = policy_loss(new[:, :width], part, table, entropy_BT=entropy[:, :width])
+    apart = POLICY.divergences(policy, POLICY.logits(22))[drawn][:, :width]
+    loss = policy_loss(new[:, :width], part, table, entropy_BT=entropy[:, :width], divergence_BT=apart)
     total, tally = loss.total, loss.tally
     if table.critic is not None:
         of_values = value_loss(critic[POLICY.states_NT[drawn]][:, :width], part, table)
@@ -254,6 +263,18 @@ FURTHER: dict[str, Table] = {
     "batch": Table(advantage=Advantage(kind="batch"), clip=Clip(kind="ppo", low=0.1, high=0.1, dual=1.2)),
     "discounted": Table(advantage=Advantage(kind="none", scale="none", gamma=0.9)),
 }
+FURTHER |= {
+    "full": Table(kl=replace(REF, estimator="full", target="teacher", mix=0.3)),
+    "failed": Table(kl=replace(REF, only="failed"), advantage=Advantage(smooth_right=0.1)),
+    "soft": Table(advantage=Advantage(kind="soft", scale="none", temperature=0.5)),
+    "sampler KL": Table(kl=Kl(target="sampler", estimator="k3", place="loss", coefficient=0.3)),
+    "KL-Cov": preset("kl_cov", kl={"share": 0.3}),
+    "Clip-Cov": preset("clip_cov", masks={"clip_cov": 0.2, "cov_low": 0.01, "cov_high": 50.0}),
+    "top half": preset(
+        "entropy_top", masks={"entropy_top": 0.5, "importance": "mask", "level": "geometric", "high": 3}
+    ),
+    "rejected": Table(masks=Masks(reject="k3", reject_above=3e-3)),
+}
 TABLES = {name: row.table for name, row in PRESETS.items()} | FURTHER
 
 
@@ -262,7 +283,7 @@ def test_no_cut_changes_gradient_loss_or_figures(name: str) -> None:
     table = TABLES[name]
     batch, drawn = random_batch()
     batch = fitting(batch, table)
-    prepared = prepare(batch, estimate(batch, table), table, limit=5)
+    prepared = prepare(batch, estimate(batch, table), table, limit=5, look=look_of(drawn))
     found = []
     for rows in (8, 2, 1):
         policy, critic = leaves()
@@ -289,7 +310,7 @@ def test_two_processes_make_the_same_update(name: str) -> None:
 
     def gradient(rows: torch.Tensor, **options: Any) -> torch.Tensor:
         own = take(batch, rows)
-        prepared = prepare(own, estimate(own, table, **options), table, limit=5, **options)
+        prepared = prepare(own, estimate(own, table, **options), table, limit=5, look=look_of(drawn[rows]), **options)
         policy, critic = leaves()
         whole_loss(prepared, drawn[rows], table, policy, critic)[0].backward()
         assert policy.grad is not None
@@ -311,13 +332,13 @@ def test_rows_that_need_not_be_seen_change_nothing(name: str) -> None:
     if batch.token_rewards_BT is not None:
         assert batch.step_ends_BT is not None
         batch.token_rewards_BT[4:] = 0.0
-    prepared = prepare(batch, estimate(batch, table), table, limit=5)
+    prepared = prepare(batch, estimate(batch, table), table, limit=5, look=look_of(drawn))
     policy, critic = leaves()
     whole_loss(prepared, drawn, table, policy, critic)[0].backward()
     sparse_policy, sparse_critic = leaves()
     for needed, width in ((policy_rows(prepared, table), "policy"), (value_rows(prepared), "critic")):
         order = needed.nonzero()[:, 0].tolist()
-        assert 1 not in order
+        assert table.advantage.kind == "zero" or 1 not in order
         for index, part in micro_batches(prepared, 3, order=order):
             short = part.batch.mask_BT.shape[1]
             if width == "policy":
@@ -325,7 +346,8 @@ def test_rows_that_need_not_be_seen_change_nothing(name: str) -> None:
                     POLICY.logprobs(sparse_policy, drawn[index]),
                     POLICY.entropies(sparse_policy, drawn[index]),
                 )
-                loss = policy_loss(new[:, :short], part, table, entropy_BT=entropy[:, :short])
+                apart = POLICY.divergences(sparse_policy, POLICY.logits(22))[drawn[index]][:, :short]
+                loss = policy_loss(new[:, :short], part, table, entropy_BT=entropy[:, :short], divergence_BT=apart)
             elif table.critic is None:
                 continue
             else:

@@ -85,7 +85,7 @@ def test_what_is_cancelled_is_never_seen(subject: Subject) -> None:
     assert ids_of(subject.engine.generate([asked], Sampling(max_new_tokens=200)))[0] == wanted
 
 
-@only(*VLLM)
+@only(*MODELS)
 def test_a_loop_ends_a_row_where_one_asks_for_it(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, long = requests_of(subject.prefixes), replace(GREEDY, max_new_tokens=150)
     free = subject.engine.generate(asked, long)

@@ -29,7 +29,7 @@ from verifiers.jsonl import (
 )
 from verifiers.layout import box_starts, braced
 
-__all__ = ["JsonlAppender", "iter_jsonl", "load_problems", "read_jsonl", "reference_answer", "write_jsonl"]
+__all__ = ["JsonlAppender", "iter_jsonl", "load_problems", "open_rows", "read_jsonl", "reference_answer", "write_jsonl"]
 
 PROMPT_COLUMNS = ("prompt", "problem", "question")
 ANSWER_COLUMNS = ("answer", "solution")
@@ -73,6 +73,14 @@ def load_problems(
     if not problems:
         raise DataError(f"{source} holds no rows; a data set needs at least one problem")
     return problems
+
+
+def open_rows(path_or_dataset: str | os.PathLike[str], *, split: str | None = None) -> Iterator[tuple[str, Any]]:
+    """(place, row) of each row of a file or hub data set that `load_problems` could read, whatever its columns.
+
+    Raises as `load_problems` does for a source that is not there or not readable.
+    """
+    return _open_rows(path_or_dataset, split, None)[2]
 
 
 def reference_answer(text: str, *, worked: bool = False) -> str | None:

@@ -8,11 +8,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, default_name_transform
 
 from rewardkit.rl.config import RlConfig
+from rewardkit.rl.guard_config import GuardConfig
 from rewardkit.rl.reward_specs import RewardConfig
+from rewardkit.rl.step_config import StepChoice
 from verifiers.errors import ConfigError
+
+
+def behind(prefix: str) -> Parameter:
+    """The settings of a nested dataclass as flags that begin with a prefix."""
+    return Parameter(name="*", name_transform=lambda name: f"{prefix}-{default_name_transform(name)}")
 
 
 @Parameter(name="*")
@@ -26,6 +33,10 @@ class TrainJob:
     """How it is trained."""
     reward: Annotated[RewardConfig, Parameter(name="*")] = field(default_factory=RewardConfig)
     """What it is rewarded for."""
+    step: Annotated[StepChoice, behind("step")] = field(default_factory=StepChoice, metadata={"prefix": "step_"})
+    """What a step earns."""
+    guard: Annotated[GuardConfig, behind("guard")] = field(default_factory=GuardConfig, metadata={"prefix": "guard_"})
+    """When the alarms go off."""
     outcome: str | None = None
     """Name of the reward that says right or wrong, at which filters and guards look; the first one by default."""
     held_out: str | None = None
@@ -41,6 +52,9 @@ class TrainJob:
     resume: bool = False
     """Go on with the run in --out from its last checkpoint (--save-steps)."""
 
+    def __post_init__(self) -> None:
+        self.step.config(self.train.table)
+
 
 def train(job: TrainJob) -> int:
     """Train a policy by reinforcement learning.
@@ -50,9 +64,14 @@ def train(job: TrainJob) -> int:
     rewardkit rl train --preset grpo --init data/playground/policy --data playground:train:2000 --rate 1e-4
     rewardkit rl train --preset prm_step --init data/playground/policy --data playground:train:2000
     --rewards math --rewards prm:data/playground/prm --held-out playground:validation:100 --eval-every 20
+    rewardkit rl train --preset prm_step --change advantage.lam=1 --step-rule clip --step-eta 0.5 --guard-drift 1.3
+    --rewards math --rewards prm:data/playground/prm --init data/playground/policy --data playground:train:2000
+    rewardkit rl train --preset ppo --change ptx=0.1 --ptx-text playground:train:500 --init data/playground/policy
+    --data playground:train:2000
     rewardkit rl train --preset dapo --init Qwen/Qwen2.5-0.5B --data gsm8k.jsonl --rewards my_rewards.py:reward
     """
     from rewardkit.report import write_report
+    from rewardkit.rl.guards import Guards
     from rewardkit.rl.reward_functions import reward_list
     from rewardkit.rl.training import train as train_policy
     from rewardkit.runs import RunFolder
@@ -64,7 +83,12 @@ def train(job: TrainJob) -> int:
     problems = as_chat(problems_from(job.data, limit=job.limit, **columns), tokenizer)
     held_out = as_chat(problems_from(job.held_out, **columns), tokenizer) if job.held_out else []
     rewards = reward_list(job.reward, tokenizer=tokenizer)
-    options: dict[str, Any] = {"outcome": job.outcome or rewards.parts[0].name, "held_out": held_out}
+    options: dict[str, Any] = {
+        "outcome": job.outcome or rewards.parts[0].name,
+        "held_out": held_out,
+        "steps": job.step,
+        "guards": Guards(job.guard),
+    }
     if os.environ.get("RANK", "0") != "0":
         # One of several processes (torchrun, accelerate launch): the first one keeps the run folder.
         if job.out is None:

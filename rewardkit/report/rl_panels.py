@@ -111,7 +111,11 @@ PANELS: Mapping[str, tuple[Panel, ...]] = {
         ),
     ),
     "The update": (
-        Panel(id="entropy", heading="Entropy a token", lines=lines_of(("update/entropy", "entropy"))),
+        Panel(
+            id="entropy",
+            heading="Entropy a token",
+            lines=lines_of(("update/entropy", "entropy"), ("entropy/drawn", "of drawn tokens")),
+        ),
         Panel(
             id="clip",
             heading="Tokens that the clip stops",

@@ -7,22 +7,40 @@ response's tokens has its number where a formula has none for tokens:
     rloo      R - mean of the group's others                       arXiv 2402.14740
     mean      R - mean of batch, over s of batch with scale
     batch     (R - mean of group) / (s of batch + eps)
+    soft      R - T log mean of group e^(R / T)                    Kimi k1.5's exact baseline, arXiv 2501.12599
+    zero      0: nothing but the KL                                on-policy distillation
     global    (G_t - mean of all tokens) / (s of all tokens + eps) REINFORCE++, arXiv 2501.03262
     gae       A_t with a critic, whitened like global with scale   arXiv 1506.02438
     none      G_t
     step      lambda-return over steps, of the step that a token is in, / (s of group's sums of rewards + eps)
     step_min  sum over this and later steps of soft-minimum rewards, plus R; scaled likewise
+    implicit  R - mean of the others' R + sum over t' >= t of gamma^(t'-t) (r_t' - b), whitened like global with scale,
+              b the mean over the others of a response's mean token reward        PRIME, arXiv 2502.01456
 
 G_t are rewards to go, of tokens and at the last one R. Step rewards come in Batch.token_rewards_BT: Phi_k - Phi_k-1 at
 the last token of step k. R is always added at the end, so for steps anchored to the verifier (R in place of the last
 Phi) the last one is -Phi_K-1, which is R's TD error; for steps that end in Phi_K it is Phi_K - Phi_K-1, and R is what
-comes on top. With baseline "others", what the tokens of the other responses have on average is subtracted. Step
-rewards are normalised after they are summed: before, a constant would be a reward for length.
+comes on top. With baseline "others", what the tokens of the other responses have on average is subtracted, one number
+a response, which moves no expectation. PURE's baseline "tokens" (of step_min; the same as in `step_rewards.py`) is
+
+    A_t = sum_{k >= t} r*_k - b n_t + R - mean of the others' R        b = sum of the others' r* / their tokens
+
+with n_t the tokens from step t's first one on. It follows the authors' code: a baseline a step would pay for few steps.
+Since n_t hangs on what is still to come, it is no baseline in the strict sense but a price b on every token, which
+cancels only where lengths are equal. A response that is alone in its group gets 0. Step rewards are normalised after
+they are summed: before, a constant would be a reward for length.
 
 Decisions where papers are silent: a deviation of 0 gives advantage 0; a response whose group has no other scored one
 has nothing to be compared with and gets 0 in group kinds (verl gives its raw reward); unscored responses (NaN) are in
 no mean, and get 0. The KL in the reward is inside the returns of global, gae and none; for the others its sum to go is
 taken from the finished advantage, so that no deviation blows it up, or, with credit "sequence", the sum is part of R.
+
+Differential smoothing (arXiv 2511.19942) adds to the finished advantage, by what the outcome and not the reward says is
+right, with o the old policy,
+
+    right    - gamma_p sum_t log o(y_t)        wrong    + gamma_n sum_t log o(y_t)        undecided    nothing
+
+PRIME's b is taken from every token, as in the paper, and is thus a price on length, the same for all tokens of a group.
 
 Legend: B rows, T tokens, S steps.
 """
@@ -34,7 +52,8 @@ from dataclasses import dataclass
 import torch
 
 from rewardkit.rl.batch import Batch, check_values
-from rewardkit.rl.groups import GroupStatistics, OverRanks, alone, moments, statistics
+from rewardkit.rl.filters import scored_rows
+from rewardkit.rl.groups import GroupStatistics, OverRanks, alone, group_index, moments, statistics
 from rewardkit.rl.kl import penalty
 from rewardkit.rl.returns import at_last_token, generalised_advantages, soft_minimum, split_steps, to_go
 from rewardkit.rl.sections import Advantage
@@ -66,11 +85,11 @@ def estimate(
     processes. Raises DataError for tensors that the table needs and the batch has not, or that it cannot use.
     """
     check_values(batch)
-    settings, mask_BT, scored_B = table.advantage, batch.mask_BT, batch.scored_B
+    settings, mask_BT, scored_B = table.advantage, batch.mask_BT, scored_rows(batch, table)
     _check_needs(batch, settings)
     rewards_B = batch.rewards_B.to(batch.old_BT.dtype)
     beta = table.kl.coefficient if kl_coefficient is None else kl_coefficient
-    taken_BT = penalty(batch, beta) if table.kl.target != "none" and table.kl.place != "loss" else None
+    taken_BT = penalty(batch, beta, table.kl) if table.kl.target != "none" and not table.kl.in_loss else None
     in_reward_BT = taken_BT if table.kl.place == "reward" else None
     returns_BT = None
     if not settings.by_token:
@@ -79,6 +98,8 @@ def estimate(
         found_BT = _of_responses(rewards_B, batch, settings, over_ranks)[:, None] * mask_BT
     elif settings.kind in ("step", "step_min"):
         found_BT = _of_steps(rewards_B, batch, settings)
+    elif settings.kind == "implicit":
+        found_BT = _of_implicit(rewards_B, batch, settings, over_ranks)
     else:
         if settings.baseline == "group":
             rewards_B = rewards_B - statistics(rewards_B, batch.group_B).mean_B
@@ -95,12 +116,21 @@ def estimate(
             found_BT = to_go(tokens_BT, mask_BT, settings.discount)
         if settings.scale == "std":
             found_BT = whiten(found_BT, mask_BT & scored_B[:, None], eps=settings.eps, over_ranks=over_ranks)
+    if settings.smooths:
+        found_BT = found_BT + smoothing(batch, settings)[:, None] * mask_BT
     if in_reward_BT is not None:
         found_BT = found_BT - to_go(in_reward_BT, mask_BT, settings.discount)
     if taken_BT is not None and table.kl.place == "advantage":
         found_BT = found_BT - taken_BT
     found_BT = torch.where(mask_BT & scored_B[:, None], found_BT, 0)
     return Estimate(advantages_BT=found_BT, returns_BT=returns_BT, tally=_counts(batch, found_BT))
+
+
+def smoothing(batch: Batch, settings: Advantage) -> torch.Tensor:
+    """What differential smoothing adds to each response's advantage. Shape (B,)."""
+    logprob_B = torch.where(batch.mask_BT, batch.old_BT, 0).sum(1)
+    right_B, wrong_B = batch.outcome_B > 0.5, batch.outcome_B <= 0.5
+    return ((settings.smooth_wrong or 0.0) * wrong_B - (settings.smooth_right or 0.0) * right_B) * logprob_B
 
 
 @torch.no_grad()
@@ -115,6 +145,8 @@ def whiten(
 def _check_needs(batch: Batch, settings: Advantage) -> None:
     if settings.kind == "gae" and batch.values_BT is None:
         raise DataError("advantage.kind='gae' needs Batch.values_BT; got None, run the critic over the batch")
+    if settings.kind == "implicit" and batch.token_rewards_BT is None:
+        raise DataError("advantage.kind='implicit' needs Batch.token_rewards_BT of an implicit reward model; got None")
     if settings.kind in ("step", "step_min") and (batch.token_rewards_BT is None or batch.step_ends_BT is None):
         raise DataError(
             f"advantage.kind={settings.kind!r} needs Batch.token_rewards_BT and Batch.step_ends_BT; got None, give "
@@ -128,7 +160,12 @@ def _check_needs(batch: Batch, settings: Advantage) -> None:
 
 
 def _of_responses(rewards_B: torch.Tensor, batch: Batch, settings: Advantage, over_ranks: OverRanks) -> torch.Tensor:
+    if settings.kind == "zero":
+        return torch.zeros_like(rewards_B)
     of_group = statistics(rewards_B, batch.group_B)
+    if settings.kind == "soft":
+        assert settings.temperature is not None
+        return rewards_B - _soft_mean(rewards_B, batch.group_B, settings.temperature)
     if settings.kind == "rloo":
         centred_B = rewards_B - of_group.others_B
     elif settings.kind == "mean":
@@ -144,6 +181,31 @@ def _of_responses(rewards_B: torch.Tensor, batch: Batch, settings: Advantage, ov
     return torch.where(of_group.constant_B, 0, centred_B)
 
 
+def _soft_mean(rewards_B: torch.Tensor, group_B: torch.Tensor, temperature: float) -> torch.Tensor:
+    # Against the group's greatest reward, so that nothing overflows.
+    of_B = group_index(group_B)
+    known_B = ~rewards_B.isnan()
+    filled_B = torch.where(known_B, rewards_B, -torch.inf)
+    most_B = filled_B.new_full((len(of_B),), -torch.inf).scatter_reduce(0, of_B, filled_B, "amax")[of_B]
+    mean_B = statistics(((rewards_B - most_B) / temperature).exp(), group_B).mean_B
+    return most_B + temperature * mean_B.log()
+
+
+def _of_implicit(rewards_B: torch.Tensor, batch: Batch, settings: Advantage, over_ranks: OverRanks) -> torch.Tensor:
+    assert batch.token_rewards_BT is not None
+    mask_BT, scored_B = batch.mask_BT, batch.scored_B
+    average_B = (batch.token_rewards_BT * mask_BT).sum(1) / batch.lengths_B.clamp(min=1)
+    of_tokens = statistics(torch.where(scored_B, average_B, torch.nan), batch.group_B)
+    of_rewards = statistics(rewards_B, batch.group_B)
+    compared_B = of_rewards.number_B > 1
+    returns_BT = to_go(batch.token_rewards_BT - of_tokens.others_B[:, None], mask_BT, settings.discount)
+    found_BT = returns_BT + (rewards_B.nan_to_num(0.0) - of_rewards.others_B)[:, None]
+    counted_BT = mask_BT & (scored_B & compared_B)[:, None]
+    if settings.scale == "std":
+        return whiten(found_BT, counted_BT, eps=settings.eps, over_ranks=over_ranks)
+    return torch.where(counted_BT, found_BT, 0)
+
+
 def _of_steps(rewards_B: torch.Tensor, batch: Batch, settings: Advantage) -> torch.Tensor:
     assert batch.token_rewards_BT is not None and batch.step_ends_BT is not None
     steps = split_steps(batch.step_ends_BT, batch.mask_BT)
@@ -151,6 +213,7 @@ def _of_steps(rewards_B: torch.Tensor, batch: Batch, settings: Advantage) -> tor
     if settings.kind == "step_min":
         assert settings.temperature is not None
         steps_BS = soft_minimum(steps_BS, steps.valid_BS, settings.temperature)
+    soft_B = steps_BS.sum(1)
     steps_BS = steps_BS + torch.where(steps.last_BS, rewards_B.nan_to_num(0.0)[:, None], 0)
     found_BS = to_go(steps_BS, steps.valid_BS, 1.0 if settings.lam is None else settings.lam)
     found_BT = steps.spread(found_BS)
@@ -161,6 +224,13 @@ def _of_steps(rewards_B: torch.Tensor, batch: Batch, settings: Advantage) -> tor
     if settings.baseline == "others":
         average_B = found_BT.sum(1) / batch.lengths_B.clamp(min=1)
         found_BT = found_BT - in_group(average_B).others_B[:, None]
+    if settings.baseline == "tokens":
+        tokens_B = in_group(batch.lengths_B.to(rewards_B.dtype)).others_B
+        rate_B = in_group(soft_B).others_B / tokens_B.clamp(min=1)
+        ahead_BS = to_go(steps.sums(batch.mask_BT.to(rewards_B.dtype)), steps.valid_BS, 1.0)
+        of_rewards = in_group(rewards_B)
+        found_BT = found_BT - rate_B[:, None] * steps.spread(ahead_BS) - of_rewards.others_B[:, None]
+        found_BT = torch.where((of_rewards.number_B > 1)[:, None], found_BT, 0)
     if settings.scale == "std":
         of_group = in_group(steps_BS.sum(1))
         scaled_BT = found_BT / (of_group.deviation_B + settings.eps)[:, None]

@@ -36,7 +36,7 @@ class Batch:
     truncated_B: torch.Tensor
     """Bool: cut off at the length limit."""
     ref_BT: torch.Tensor | None = None
-    """Log-probabilities under the reference policy."""
+    """Log-probabilities under the model that the KL is taken to: the reference policy or the teacher."""
     token_rewards_BT: torch.Tensor | None = None
     """Rewards of tokens beside the response's, such as a step's at its last token; 0 elsewhere. A response's reward
     comes on top at its last token."""
@@ -44,6 +44,8 @@ class Batch:
     """Bool: last token of each step. Tokens behind the last one belong to the last step."""
     values_BT: torch.Tensor | None = None
     """The critic's value of the state before each token."""
+    stream_B: torch.Tensor | None = None
+    """Integers that name each row's random draws (`picks`), the same however rows are shared out."""
 
     def __post_init__(self) -> None:
         rows, width = self.mask_BT.shape
@@ -83,6 +85,10 @@ class Prepared:
     """w: what a token's loss is multiplied by; 0 where it does not count."""
     returns_BT: torch.Tensor | None = None
     """What values are fitted to; of gae alone."""
+    policy_weights_BT: torch.Tensor | None = None
+    """w of the policy's own term, where it is 0 for some tokens that still count elsewhere."""
+    kl_weights_BT: torch.Tensor | None = None
+    """w of the KL in the loss, where only some tokens have one."""
 
 
 def check_values(batch: Batch) -> None:

@@ -2,27 +2,36 @@
 
 A filter looks at outcomes and not at shaped rewards: shaping must not rescue a group that failed altogether. Groups are
 drawn for what is missing, at most `rounds` times; a step that is not full by then is trained on as it is, and says so.
+
+Rewards are computed while other groups still decode (`judging.py`), or with `overlap` off of a whole round at once.
 """
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.drawing import Group, Order, draw_groups
 from rewardkit.rl.filters import constant_rows
+from rewardkit.rl.judging import Judging
 from rewardkit.rl.reward_functions import RewardList
 from rewardkit.rl.reward_types import Scored
 from rewardkit.rl.steps import Sampled, outcomes_of
-from verifiers.core import Engine, Problem, Sampling
+from verifiers.core import Engine, Problem, StopReason
+
+ENDS = {"finished": StopReason.STOP, "truncated": StopReason.LENGTH, "repetition": StopReason.REPETITION}
+"""How responses end, by the name of the figure that has their share."""
 
 
 def collect(
     config: RlConfig,
-    order: Order,
+    order: Order[Problem],
     rewards: RewardList,
     *,
     engine: Engine,
@@ -31,33 +40,43 @@ def collect(
     rank: int = 0,
     ranks: int = 1,
     note: Callable[[str], None] = lambda phase: None,
-    everywhere: Callable[[bool], bool] = bool,
+    gather: Callable[[list[Any]], list[Any]] = list,
 ) -> tuple[Sampled, dict[str, float]]:
-    """One process's share of a step, and figures of the first round's rewards.
+    """One process's share of a step; figures of the first round's rewards and of how all that was drawn ended.
 
-    Every process takes the same problems from the order and draws for its own part of them. `everywhere` says whether
-    something holds in all processes; `note` is told when a phase ends.
+    Every process takes the same problems from the order and draws for its own part of them. What a filter keeps is
+    shared out anew, in the problems' order, so that several processes learn from the same groups as one. `gather` joins
+    the lists of all processes; `note` is told when a phase ends: "draw", and "score" for what was waited for then.
+    Figures, of this process: draw/groups, draw/kept; the shares draw/finished (an end token), draw/truncated (the
+    length limit) and draw/repetition (a loop), which add up to 1; seconds/reward_work, all workers' seconds added up.
     """
-    wanted = config.prompts // ranks
-    kept: list[Sampled] = []
+    kept: list[tuple[tuple[int, int], Sampled]] = []
+    spare: list[Sampled] = []
+    total = 0
     metrics: dict[str, float] = {}
-    drawn = 0
+    ends: Counter[StopReason] = Counter()
+    drawn, work = 0, 0.0
     for number in range(config.rounds):
-        # As many as a whole step, so that the order's position does not depend on what each process lacks.
-        problems = order.take(config.prompts)[rank::ranks][: wanted - len(kept)]
-        part = None
+        # As many as a whole step, so that the order's position does not depend on what is lacking.
+        problems = order.take(config.prompts)[: config.prompts - total][rank::ranks]
         if problems:
-            part = _round(config, problems, rewards, engine, outcome, f"step {step} round {number}", note)
+            part, seconds = _round(config, problems, rewards, engine, outcome, f"step {step} round {number}", note)
+            work += seconds
+            ends.update(response.stop_reason for group in part.groups for response in group.responses)
             metrics = metrics or dict(part.scored.metrics)
             drawn += len(part.groups)
-            kept += informative(part, config)
-        if everywhere(len(kept) >= wanted):
+            spare = split(part)
+            kept += [((number, place * ranks + rank), one) for place, one in informative(part, config)]
+        total = len(gather([key for key, _ in kept]))
+        if total == config.prompts:
             break
-        if not kept and number == config.rounds - 1 and part is not None:
-            # No group says anything: nothing will be learned, but the step counts and its figures are told.
-            kept = split(part)
-    metrics |= {"draw/groups": float(drawn), "draw/kept": float(len(kept))}
-    return joined(kept), metrics
+    if ranks > 1 and config.table.filter != "none":
+        kept = sorted(gather(kept), key=lambda one: one[0])[rank::ranks]
+    # Where nothing says anything nothing will be learned, but the step counts and its figures are told.
+    own = [one for _, one in kept] or spare[: 1 if total else None]
+    metrics |= {"draw/groups": float(drawn), "draw/kept": float(len(own)), "seconds/reward_work": work}
+    metrics |= {f"draw/{name}": ends[reason] / max(1, ends.total()) for name, reason in ENDS.items()}
+    return joined(own), metrics
 
 
 def _round(
@@ -68,27 +87,41 @@ def _round(
     outcome: str,
     stream: str,
     note: Callable[[str], None],
-) -> Sampled:
-    groups = draw_groups(
-        engine,
-        problems,
-        n=config.group,
-        sampling=Sampling(temperature=config.temperature, max_new_tokens=config.max_new_tokens),
-        seed=config.seed,
-        stream=stream,
-    )
-    note("draw")
-    scored = rewards.score(
-        [group.problem for group in groups for _ in group.responses],
-        [response for group in groups for response in group.responses],
-    )
+) -> tuple[Sampled, float]:
+    """Groups with their rewards, and the seconds of judging."""
+
+    def drawn(on_group: Callable[[int, Group], None]) -> list[Group]:
+        found = draw_groups(
+            engine,
+            problems,
+            n=config.group,
+            sampling=config.sampling,
+            seed=config.seed,
+            stream=stream,
+            on_group=on_group,
+        )
+        note("draw")
+        return found
+
+    if config.overlap:
+        with Judging(rewards, problems) as judging:
+            groups = drawn(judging.add)
+            scored, work = judging.collect(), judging.work
+    else:
+        groups = drawn(lambda number, group: None)
+        started = time.perf_counter()
+        scored = rewards.score(
+            [group.problem for group in groups for _ in group.responses],
+            [response for group in groups for response in group.responses],
+        )
+        work = time.perf_counter() - started
     note("score")
-    return Sampled(groups=tuple(groups), scored=scored, outcomes=outcomes_of(scored, outcome))
+    return Sampled(groups=tuple(groups), scored=scored, outcomes=outcomes_of(scored, outcome)), work
 
 
-def informative(part: Sampled, config: RlConfig) -> list[Sampled]:
-    """The groups that the table's filter keeps, each by itself."""
-    single = split(part)
+def informative(part: Sampled, config: RlConfig) -> list[tuple[int, Sampled]]:
+    """The groups that the table's filter keeps, each by itself behind its place."""
+    single = list(enumerate(split(part)))
     kind = config.table.filter
     if kind == "none":
         return single
@@ -96,7 +129,7 @@ def informative(part: Sampled, config: RlConfig) -> list[Sampled]:
     values_B = torch.tensor([float("nan") if value is None else value for value in values])
     group_B = torch.tensor([n for n, group in enumerate(part.groups) for _ in group.responses])
     constant_B = constant_rows(values_B, group_B)
-    return [one for n, one in enumerate(single) if not bool(constant_B[group_B == n].all())]
+    return [(n, one) for n, one in single if not bool(constant_B[group_B == n].all())]
 
 
 def split(part: Sampled) -> list[Sampled]:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
-from prm.fit_config import require, require_choices
+from prm.fit_config import default, refuse_without_effect, require, require_choices
 from rewardkit.rl.presets import PRESETS, preset
 from rewardkit.rl.table import Table
+from search.engines.rows import RepetitionRule, check_sampling
+from verifiers.core import Sampling
 from verifiers.errors import ConfigError
 
 
@@ -24,9 +26,12 @@ class RlConfig:
     init: str
     """Policy to start from: a causal language model's folder or hub id; also the reference of the KL."""
     preset: str = "grpo"
-    """reinforce, a2c, rloo, reinforce_pp, ppo, grpo, dr_grpo, dapo, gspo, gspo_token, cispo, pure or prm_step."""
+    """reinforce, a2c, rloo, reinforce_pp, ppo, grpo, dr_grpo, dapo, gspo, gspo_token, cispo, pure, prm_step, opd, kdrl,
+    kimi_k15, deepseek_v32, minirl, dppo, justrl, clip_cov, kl_cov, entropy_top, ds_grpo, bupo or prime."""
     change: tuple[str, ...] = ()
     """Changes to the preset, as section.setting=value: clip.high=0.28, kl.coefficient=0.01, aggregation=token."""
+    teacher: str | None = None
+    """Of kl.target teacher: a causal language model's folder or hub id, with the same tokenizer as the policy's."""
     steps: int = 100
     """Batches that are drawn and learned from."""
     prompts: int = 16
@@ -39,10 +44,13 @@ class RlConfig:
     """Optimiser updates a pass."""
     micro_rows: int = 32
     """Responses a forward and backward pass of one process."""
-    row_tokens: int = 512
-    """Responses to one prompt are read behind it in one row of at most so many tokens; 0 reads each alone."""
+    row_tokens: int | None = None
+    """Responses to one prompt are read behind it in one row of at most so many tokens; 0 reads each alone. Unless it is
+    given, as many as make the work least."""
     rate: float = 1e-6
     """Learning rate, constant after `warmup` updates."""
+    implicit_rate: float = 1e-6
+    """Learning rate of the implicit reward model, of preset prime."""
     warmup: int = 0
     """Updates over which the rate rises to its value."""
     weight_decay: float = 0.0
@@ -51,10 +59,31 @@ class RlConfig:
     """Gradients are scaled down to this norm."""
     temperature: float = 1.0
     """Sampling temperature; the policy that is trained is the one at this temperature."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that have this mass together; needs masks.keep_sampling (deepseek_v32 has it)."""
+    top_k: int = 0
+    """Draw from so many likeliest tokens; 0: all. Needs masks.keep_sampling."""
     max_new_tokens: int = 512
     """Longest response."""
     rounds: int = 4
     """Most times that groups are drawn to fill a step whose filter left some out."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What draws responses: the trained model itself, or vLLM in this process, which gets its weights every step."""
+    engine_rows: int = 256
+    """Most responses that decode at once."""
+    vllm_memory: float = 0.4
+    """Share of the device's memory that vLLM takes."""
+    vllm_context: int = 0
+    """Most tokens of a prompt and its response in vLLM; 0 is the model's own limit, for which there must be memory."""
+    vllm_eager: bool = False
+    """Let vLLM run without compiled graphs: it starts sooner and decodes more slowly."""
+    repetition: int = 0
+    """End a response whose last tokens are one pattern of at most so many tokens again and again; 0 lets it go on."""
+    repetition_times: int = 4
+    """How often the pattern must stand there."""
+    overlap: bool = True
+    """Judge a problem's responses as soon as all are there, while others decode; a reward function then gets one
+    problem a call. Off, it gets all responses of a step."""
     value_model: Literal["shared", "own"] = "own"
     """Of a critic: a model of its own, or a head on the policy's trunk."""
     lora_rank: int = 0
@@ -71,30 +100,104 @@ class RlConfig:
     """Steps between measurements on held-out problems; 0 measures none."""
     eval_samples: int = 4
     """Responses a held-out problem."""
+    ptx_text: str | None = None
+    """Text whose next-token loss is added with the weight of --change ptx=0.1: a file of rows with text, or with prompt
+    and completion; a hub id (ID or ID:SPLIT); playground:SPLIT:COUNT, its problems with worked solutions."""
+    ptx_rows: int = 8
+    """Rows of it an optimiser update, over all processes."""
+    ptx_tokens: int = 512
+    """Longest of these rows; a longer one is cut there."""
     save_steps: int = 0
     """Steps between checkpoints that a run can go on from; 0 keeps none."""
     seed: int = 0
     """Seed of problems' order, responses and everything else."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts", "group", "epochs", "updates", "micro_rows", "max_new_tokens", "rounds"):
+        counts = ("steps", "prompts", "group", "epochs", "updates", "micro_rows", "max_new_tokens", "rounds")
+        for name in (*counts, "ptx_rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more; got {getattr(self, name)!r}")
-        require(self, ("rate", "max_grad_norm", "temperature", "lora_alpha", "gap"), above=True)
-        require(self, ("warmup", "weight_decay", "lora_rank", "eval_every", "save_steps", "row_tokens"), above=False)
+        require(self, ("rate", "implicit_rate", "max_grad_norm", "temperature", "lora_alpha", "gap"), above=True)
+        require(self, ("warmup", "weight_decay", "lora_rank", "eval_every", "save_steps"), above=False)
+        if self.row_tokens is not None:
+            require(self, ("row_tokens",), above=False)
         require_choices(self, {"value_model": ("shared", "own")})
+        self._check_sampler()
         if self.prompts % self.updates:
             raise ConfigError(f"updates must divide prompts; got {self.updates} updates for {self.prompts} prompts")
+        # Refuses a top_p or top_k that is none.
+        _ = self.sampling
         table = self.table
+        if (table.kl.target == "teacher") is not (self.teacher is not None):
+            raise ConfigError(
+                f"teacher goes with kl.target='teacher' and with no other; got {self.teacher!r} and kl.target="
+                f"{table.kl.target!r}"
+            )
+        if self.implicit_rate != default(self, "implicit_rate") and table.implicit is None:
+            raise ConfigError(
+                f"implicit_rate={self.implicit_rate!r} has no effect without an implicit reward model; use preset "
+                "'prime', or leave it"
+            )
+        if self.cuts and not table.masks.keep_sampling:
+            raise ConfigError(
+                f"top_p={self.top_p:g} and top_k={self.top_k} cut tokens off that the trainer would count, so that no "
+                "ratio is 1; add the change masks.keep_sampling=true"
+            )
+        if table.kl.target == "old" and self.epochs * self.updates == 1:
+            raise ConfigError(
+                "kl.target='old' with one update a batch holds nothing: the policy is still the old one then; set "
+                "updates or epochs to 2 or more"
+            )
         if self.value_model == "shared" and table.critic is None:
             raise ConfigError(f"value_model='shared' has no effect with preset {self.preset!r}, which has no critic")
-        if table.ptx:
-            raise ConfigError("ptx needs text of the pretraining kind, which rl train does not read; leave it 0")
+        if table.ptx and self.ptx_text is None:
+            raise ConfigError(f"ptx needs text to learn from; got ptx={table.ptx:g} without it, give ptx_text")
+        if self.ptx_tokens < 2:
+            raise ConfigError(f"ptx_tokens must be 2 or more, as nothing predicts a first one; got {self.ptx_tokens!r}")
+        for name in ("ptx_text", "ptx_rows", "ptx_tokens") if not table.ptx else ():
+            if getattr(self, name) != default(self, name):
+                raise ConfigError(f"{name}={getattr(self, name)!r} has no effect with ptx=0; add the change ptx=0.1")
 
     @cached_property
     def table(self) -> Table:
         """The method."""
         return preset(self.preset, **changes_of(self.change, PRESETS))
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the sampler leaves tokens out."""
+        return self.top_p < 1.0 or self.top_k > 0
+
+    @property
+    def sampling(self) -> Sampling:
+        """How responses are drawn."""
+        return Sampling(
+            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_new_tokens=self.max_new_tokens
+        )
+
+    @property
+    def repetition_rule(self) -> RepetitionRule | None:
+        """When a response is ended for repeating itself."""
+        if not self.repetition:
+            return None
+        return RepetitionRule(longest=self.repetition, times=self.repetition_times)
+
+    def _check_sampler(self) -> None:
+        require_choices(self, {"engine": ("transformers", "vllm")})
+        require(self, ("engine_rows", "vllm_memory"), above=True)
+        require(self, ("vllm_context", "repetition"), above=False)
+        _ = self.repetition_rule
+        if self.engine == "vllm":
+            check_sampling(self.sampling)
+            if self.vllm_memory > 1:
+                raise ConfigError(f"vllm_memory is a share of the device's memory, at most 1; got {self.vllm_memory!r}")
+        settings = ("vllm_memory", "vllm_context", "vllm_eager")
+        refuse_without_effect(self, tuple((name, "engine", ("vllm",), "it is vLLM's") for name in settings))
+        if not self.repetition and self.repetition_times != default(self, "repetition_times"):
+            raise ConfigError(
+                f"repetition_times={self.repetition_times!r} has no effect without repetition, the longest pattern; "
+                "set it, or leave both out"
+            )
 
     @property
     def regime(self) -> str:
@@ -105,6 +208,7 @@ class RlConfig:
         if times > 1:
             policy = f"{times} updates a batch: the ratio moves from 1, and clipping acts"
         kl = "no KL" if own.kl.target == "none" else f"{own.kl.estimator} in {own.kl.place} x {own.kl.coefficient:g}"
+        kl += f" to the {own.kl.target}" if own.kl.target not in ("none", "ref") else ""
         return (
             f"{self.preset}: {self.prompts} x {self.group} responses a step, {policy}; advantage {own.advantage.kind}, "
             f"aggregation {own.aggregation}, {kl}"

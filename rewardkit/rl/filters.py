@@ -32,16 +32,26 @@ def kept_rows(batch: Batch, table: Table) -> torch.Tensor:
     return ~constant_rows(batch.outcome_B if table.filter == "outcome" else batch.rewards_B, batch.group_B)
 
 
+def scored_rows(batch: Batch, table: Table) -> torch.Tensor:
+    """Bool per row: rows that have the reward that the table learns from; all where it reads none."""
+    return batch.scored_B if table.reads_rewards else torch.ones_like(batch.truncated_B)
+
+
 def policy_rows(prepared: Prepared, table: Table, *, kl_coefficient: float | None = None) -> torch.Tensor:
     """Bool per row: rows that the policy must see; the others change neither the loss's gradient nor its value.
 
     Figures of skipped rows (entropy, clip share) are not measured.
     """
     beta = table.kl.coefficient if kl_coefficient is None else kl_coefficient
-    in_loss = table.kl.target != "none" and table.kl.place == "loss" and beta != 0
-    if in_loss or table.entropy or table.clip.kind == "mirror":
+    if table.entropy or table.clip.kind == "mirror":
         return value_rows(prepared)
-    return ((prepared.weights_BT != 0) & (prepared.advantages_BT != 0)).any(1)
+    own_BT = prepared.weights_BT if prepared.policy_weights_BT is None else prepared.policy_weights_BT
+    needed_BT = (own_BT != 0) & (prepared.advantages_BT != 0)
+    if table.kl.in_loss and beta != 0:
+        needed_BT = needed_BT | (
+            (prepared.weights_BT if prepared.kl_weights_BT is None else prepared.kl_weights_BT) != 0
+        )
+    return needed_BT.any(1)
 
 
 def value_rows(prepared: Prepared) -> torch.Tensor:

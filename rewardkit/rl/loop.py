@@ -1,6 +1,6 @@
 """The online loop: draw, score, estimate, update; one step after another, and again after a kill.
 
-    draw      `prompts` groups of `group` responses with the model as it is (`drawing.py`); groups that the table's
+    draw      `prompts` groups of `group` responses with the model as it is (`sampler.py`); groups that the table's
               filter leaves out are drawn anew, at most `rounds` times
     score     the reward list, outcomes, step scores (`reward_functions.py`, `steps.py`), guards
     estimate  advantages of all rows of the step (`advantages.py`)
@@ -31,13 +31,17 @@ from rewardkit.rl.advantages import estimate
 from rewardkit.rl.batch import Batch
 from rewardkit.rl.collect import collect
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.drawing import Order, engine_over
+from rewardkit.rl.drawing import Order
 from rewardkit.rl.guards import Alarm, Guards
+from rewardkit.rl.implicit import ImplicitRewards
+from rewardkit.rl.keeping import keep_sampling
 from rewardkit.rl.kl import measured, next_coefficient
 from rewardkit.rl.models import Models
 from rewardkit.rl.policy import Drawn
+from rewardkit.rl.ptx import PtxText
 from rewardkit.rl.reward_functions import RewardList
-from rewardkit.rl.step_rewards import StepConfig
+from rewardkit.rl.sampler import Sampler, sampler_for
+from rewardkit.rl.step_config import StepChoice
 from rewardkit.rl.steps import Sampled, batch_of
 from rewardkit.rl.table import Table
 from rewardkit.rl.tally import Tally
@@ -45,6 +49,9 @@ from rewardkit.rl.update import Updater
 from search.strategies.best_of_n import check_prompts
 from verifiers.core import Problem
 from verifiers.errors import ConfigError, EngineError
+
+SUMMED = ("draw/groups", "draw/kept", "seconds/reward_work")
+"""Figures that are added up over processes; of others the mean is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +75,9 @@ class Loop:
         rewards: RewardList,
         *,
         outcome: str = "math",
-        steps: StepConfig | None = None,
+        steps: StepChoice | None = None,
         guards: Guards | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         self.config, self.rewards, self.outcome = config, rewards, outcome
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
@@ -80,12 +88,17 @@ class Loop:
                 f"make it a multiple of {ranks * config.updates}"
             )
         self.table = config.table
-        self.steps = steps or StepConfig()
+        self.steps = (steps or StepChoice()).config(self.table)
         self.guards = guards or Guards()
         self.models = Models(config, device=self.accelerator.device)
-        check_prompts(problems, engine_over(self.models.policy, self.models.tokenizer))
+        self.sampler = sampler or sampler_for(config, self.models, processes=ranks)
+        check_prompts(problems, self.sampler.engine())
         self.order = Order(problems, seed=config.seed)
-        self.updater = Updater(config, self.models, self.accelerator)
+        self.ptx = PtxText(config, self.models) if self.table.ptx else None
+        self.updater = Updater(config, self.models, self.accelerator, self.ptx)
+        self.implicit = None
+        if self.table.implicit is not None:
+            self.implicit = ImplicitRewards(config, self.models, self.accelerator, self.updater.over_ranks)
         self.beta = self.table.kl.coefficient
         self.done = 0
         self._kl: tuple[float, int] | None = None
@@ -111,17 +124,19 @@ class Loop:
         """Draw, score, estimate, update."""
         clock = _Clock()
         self.beta = self._next_beta()
+        engine = self.sampler.engine()
+        clock.note("weights")
         sampled, metrics = collect(
             self.config,
             self.order,
             self.rewards,
-            engine=engine_over(self.models.policy, self.models.tokenizer),
+            engine=engine,
             outcome=self.outcome,
             step=self.done,
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
             note=clock.note,
-            everywhere=self._everywhere,
+            gather=self._gather,
         )
         table, alarms = self._guarded(sampled, metrics)
         drawn = batch_of(
@@ -131,51 +146,94 @@ class Loop:
             steps=self.steps,
             device=self.accelerator.device,
         )
-        batch = self._read(drawn, sampled.rows)
+        rows = sampled.rows
+        if self.config.cuts:
+            rows, drawn = keep_sampling(
+                self.models.reader,
+                rows,
+                drawn,
+                self.config.sampling,
+                micro_rows=self.config.micro_rows,
+                autocast=self.accelerator.autocast,
+                cut_reported=self.config.engine == "vllm",
+            )
+        batch = self._read(drawn, rows, table)
+        if self.implicit is not None:
+            batch, told = self.implicit.step(batch, rows)
+            metrics |= told
         found = estimate(batch, table, kl_coefficient=self.beta, over_ranks=self.updater.over_ranks)
         if batch.ref_BT is not None:
             total, tokens = measured(batch)
             both = self.updater.over_ranks(torch.stack([total.double(), tokens.double()])).tolist()
             self._kl = both[0] / max(both[1], 1.0), self.config.prompts * self.config.group
         clock.note("estimate")
-        tally = self.updater.run(batch, sampled.rows, found, table, beta=self.beta)
+        tally = self.updater.run(batch, rows, found, table, beta=self.beta)
         clock.note("update")
         self.done += 1
         metrics |= {f"update/{name}": value for name, value in self._over_ranks(tally).figures().items()}
         metrics |= {f"advantage/{name}": value for name, value in found.tally.figures().items()}
         metrics |= {f"seconds/{name}": value for name, value in clock.spent.items()}
         metrics |= {"kl/coefficient": self.beta, "tokens": float(batch.mask_BT.sum())}
+        # The mean of -log p over drawn tokens is an unbiased estimate of the entropy, and costs nothing.
+        metrics["entropy/drawn"] = -float(batch.sampler_BT[batch.mask_BT].mean())
         self._check_gap(metrics)
         return StepReport(step=self.done, metrics=metrics, sampled=sampled, alarms=alarms)
 
     def _guarded(self, sampled: Sampled, metrics: dict[str, float]) -> tuple[Table, tuple[Alarm, ...]]:
         """The table as the guards allow it, and their alarms; their figures go into the metrics."""
-        responses = [response for group in sampled.groups for response in group.responses]
-        last = None
+        named = [
+            ((self.accelerator.process_index, number), response)
+            for number, group in enumerate(sampled.groups)
+            for response in group.responses
+        ]
+        scores: Sequence[float | None] = [None] * len(named)
         if sampled.scored.steps is not None:
-            last = [steps.values[-1] if steps is not None and steps.values else None for steps in sampled.scored.steps]
-        report = self.guards.observe(
-            texts=[response.text for response in responses],
-            lengths=[len(response.token_ids) for response in responses],
-            groups=[n for n, group in enumerate(sampled.groups) for _ in group.responses],
-            rewards=list(sampled.outcomes),
-            last_scores=last,
+            scores = [
+                steps.values[-1] if steps is not None and steps.values else None for steps in sampled.scored.steps
+            ]
+        # All processes see all responses, so that they decide alike.
+        groups, texts, lengths, outcomes, last = zip(
+            *self._gather(
+                [
+                    (group, response.text, len(response.token_ids), outcome, score)
+                    for (group, response), outcome, score in zip(named, sampled.outcomes, scores, strict=True)
+                ]
+            ),
+            strict=True,
         )
+        report = self.guards.observe(
+            texts=texts,
+            lengths=lengths,
+            groups=groups,
+            rewards=outcomes,
+            last_scores=last if sampled.scored.steps is not None else None,
+        )
+        everywhere = self._gather([metrics])
+        metrics |= {
+            name: sum(one.get(name, 0.0) for one in everywhere) / (1 if name in SUMMED else len(everywhere))
+            for name in metrics
+        }
         metrics |= report.metrics
-        known = [value for value in sampled.outcomes if value is not None]
+        known = [value for value in outcomes if value is not None]
         metrics["outcome/mean"] = sum(known) / max(1, len(known))
-        metrics["length/mean"] = sum(len(r.token_ids) for r in responses) / len(responses)
-        if self.table.advantage.kind != "step":
-            return self.table, report.alarms
-        assert self.table.advantage.lam is not None
-        lam = self.guards.lam(self.table.advantage.lam)
-        return replace(self.table, advantage=replace(self.table.advantage, lam=lam)), report.alarms
+        metrics["length/mean"] = sum(lengths) / len(lengths)
+        table = self.table.at(self.done)
+        if table.advantage.kind != "step":
+            return table, report.alarms
+        assert table.advantage.lam is not None
+        lam = self.guards.lam(table.advantage.lam)
+        return replace(table, advantage=replace(table.advantage, lam=lam)), report.alarms
 
     @torch.no_grad()
-    def _read(self, batch: Batch, rows: Sequence[Drawn]) -> Batch:
-        """The batch with what the table needs of the reference and the critic."""
+    def _read(self, batch: Batch, rows: Sequence[Drawn], table: Table) -> Batch:
+        """The batch with what the table needs of the old policy's inner layer, the reference and the critic."""
         made: dict[str, Any] = {}
-        if self.table.kl.target == "ref":
+        kl = table.kl
+        if table.layer is not None:
+            made["old_BT"] = self._in_pieces(
+                rows, lambda part: self.models.reader.read(part, layer=table.layer).logprobs, batch
+            )
+        if kl.other_model and (kl.estimator != "full" or kl.schedule == "adaptive"):
             made["ref_BT"] = self._in_pieces(rows, self.models.reference_logprobs, batch)
         if self.models.critic is not None:
             critic, head = self.models.critic, self.models.value_head
@@ -198,9 +256,8 @@ class Loop:
             found_BT[start : start + len(part), : part.shape[1]] = part
         return found_BT
 
-    def _everywhere(self, held: bool) -> bool:
-        ranks = self.accelerator.num_processes
-        return bool(self.updater.over_ranks(torch.tensor(float(held))) == ranks)
+    def _gather(self, parts: list[Any]) -> list[Any]:
+        return parts if self.accelerator.num_processes == 1 else list(gather_object(parts))
 
     def _next_beta(self) -> float:
         kl, responses = self._kl or (None, None)
@@ -227,6 +284,8 @@ class Loop:
     def tensors(self) -> dict[str, Any]:
         """State dicts of everything that is trained."""
         found = {name: part.state_dict() for name, part in self.models.parts.items()}
+        if self.implicit is not None:
+            found["implicit_optimiser"] = self.implicit.optimiser.state_dict()
         return {**found, "optimiser": self.updater.optimiser.state_dict()}
 
     def state(self) -> dict[str, Any]:
@@ -235,6 +294,7 @@ class Loop:
             "done": self.done,
             "updates": self.updater.done,
             "position": self.order.position,
+            "ptx": None if self.ptx is None else self.ptx.order.position,
             "beta": self.beta,
             "kl": self._kl,
             "guards": self.guards.to_state(),
@@ -245,9 +305,13 @@ class Loop:
         for name, part in self.models.parts.items():
             part.load_state_dict(saved.tensors[name])
         self.updater.optimiser.load_state_dict(saved.tensors["optimiser"])
+        if self.implicit is not None:
+            self.implicit.optimiser.load_state_dict(saved.tensors["implicit_optimiser"])
         state = saved.state
         self.done, self.updater.done, self.beta = state["done"], state["updates"], state["beta"]
         self.order.position = state["position"]
+        if self.ptx is not None:
+            self.ptx.order.position = state["ptx"]
         self._kl = None if state["kl"] is None else (state["kl"][0], state["kl"][1])
         self.guards.from_state(state["guards"])
 

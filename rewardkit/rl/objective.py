@@ -63,11 +63,14 @@ def policy_loss(
     *,
     kl_coefficient: float | None = None,
     entropy_BT: torch.Tensor | None = None,
+    divergence_BT: torch.Tensor | None = None,
 ) -> Loss:
     """The policy's loss on a micro-batch, from the new log-probabilities of its tokens.
 
     `kl_coefficient` is the current beta, the table's first one where it is None; `entropy_BT` the entropy of the
     policy at every token, with gradient, which the entropy bonus needs. Without it, it is not reported.
+    `divergence_BT` is the KL over the whole vocabulary before every token, with gradient, which kl.estimator 'full'
+    needs.
     """
     batch, weights_BT, mask_BT = part.batch, part.weights_BT, part.batch.mask_BT
     # Padding may hold anything, infinities too; nothing of it may reach a sum or a gradient.
@@ -79,19 +82,30 @@ def policy_loss(
     kept_BT = off_policy_kept(new_BT, batch, part.advantages_BT, table.masks.off_policy)
     if kept_BT is not None:
         policy_BT = torch.where(kept_BT, policy_BT, 0)
-    objective = (weights_BT * policy_BT).sum()
+    objective = (_first(part.policy_weights_BT, weights_BT) * policy_BT).sum()
     total, totals = objective, {"objective": objective.detach()}
     beta = table.kl.coefficient if kl_coefficient is None else kl_coefficient
-    if table.kl.target != "none" and table.kl.place == "loss":
-        terms_BT = loss_terms(table.kl.estimator, new_BT, reference(batch), mask_BT, log_ratio_BT)
-        kl = beta * (weights_BT * terms_BT).sum()
+    if table.kl.in_loss:
+        if table.kl.estimator == "full":
+            if divergence_BT is None:
+                raise ConfigError("kl.estimator='full' needs the divergence before every token; got None")
+            terms_BT = torch.where(mask_BT, divergence_BT, 0)
+        else:
+            target_BT = reference(batch, table.kl.target, new_BT)
+            terms_BT = loss_terms(table.kl.estimator, new_BT, target_BT, mask_BT, log_ratio_BT)
+        kl = beta * (_first(part.kl_weights_BT, weights_BT) * terms_BT).sum()
         total, totals["kl_loss"] = total + kl, kl.detach()
     if table.entropy:
         if entropy_BT is None:
             raise ConfigError(f"entropy={table.entropy!r} needs the policy's entropy at every token; got None")
         bonus = table.entropy * (weights_BT * torch.where(mask_BT, entropy_BT, 0)).sum()
         total, totals["entropy_bonus"] = total - bonus, bonus.detach()
-    return Loss(total=total, tally=_tally(new_BT.detach(), part, ratio_BT, found, kept_BT, entropy_BT, totals))
+    tally = _tally(new_BT.detach(), part, ratio_BT, found, kept_BT, entropy_BT, totals, table.kl.target)
+    return Loss(total=total, tally=tally)
+
+
+def _first(special_BT: torch.Tensor | None, weights_BT: torch.Tensor) -> torch.Tensor:
+    return weights_BT if special_BT is None else special_BT
 
 
 def log_ratios(new_BT: torch.Tensor, batch: Batch, table: Table) -> torch.Tensor:
@@ -215,6 +229,7 @@ def _tally(
     kept_BT: torch.Tensor | None,
     entropy_BT: torch.Tensor | None,
     totals: dict[str, torch.Tensor],
+    target: str,
 ) -> Tally:
     batch, counted_BT, rho_BT = part.batch, part.weights_BT != 0, ratio_BT.detach()
     moved_BT = torch.where(counted_BT, new_BT - batch.old_BT, 0).clamp(-LOG_BOUND, LOG_BOUND)
@@ -225,7 +240,13 @@ def _tally(
         "old_kl": (torch.expm1(moved_BT) - moved_BT).sum(),
     }
     if batch.ref_BT is not None:
-        sums["ref_kl"] = torch.where(counted_BT, new_BT - batch.ref_BT, 0).sum()
+        sums["teacher_kl" if target == "teacher" else "ref_kl"] = torch.where(
+            counted_BT, new_BT - batch.ref_BT, 0
+        ).sum()
+    if part.policy_weights_BT is not None:
+        sums["without_gradient"] = (counted_BT & (part.policy_weights_BT == 0)).sum()
+    if part.kl_weights_BT is not None:
+        sums["with_kl"] = (counted_BT & (part.kl_weights_BT != 0)).sum()
     if kept_BT is not None:
         sums["off_policy_dropped"] = (~kept_BT & counted_BT).sum()
     if entropy_BT is not None:

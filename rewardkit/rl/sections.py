@@ -1,47 +1,26 @@
 """The columns of the table of algorithms, each a frozen section with its own settings; free of torch.
 
 A setting that belongs to one kind of a section is None unless it is given. Given where its kind does not read it, it
-is refused; so is a kind that lacks a number it needs. What two sections must not say together is in `table`.
+is refused; so is a kind that lacks a number it needs. What two sections must not say together is in `table_rules`. The
+sections of the KL (`kl_settings`) and of masks (`mask_settings`) are given from here as well.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
+from rewardkit.rl.kl_settings import Kl as Kl
+from rewardkit.rl.mask_settings import Masks as Masks
+from rewardkit.rl.setting_checks import choose, number, read_by
 from verifiers.errors import ConfigError
 
-Estimator: TypeAlias = Literal["group", "rloo", "mean", "batch", "global", "gae", "none", "step", "step_min"]
+Estimator: TypeAlias = Literal[
+    "group", "rloo", "mean", "batch", "soft", "zero", "global", "gae", "none", "step", "step_min", "implicit"
+]
 Aggregation: TypeAlias = Literal["token", "sequence", "sequence_sum", "constant", "group"]
 Filter: TypeAlias = Literal["none", "outcome", "reward"]
-
-
-def choose(where: str, value: Any, allowed: Any) -> None:
-    """Refuse a value that is none of a Literal's."""
-    if value not in get_args(allowed):
-        raise ConfigError(f"{where} must be {' or '.join(map(repr, get_args(allowed)))}; got {value!r}")
-
-
-def number(where: str, value: Any, least: float, most: float = math.inf, *, open_: bool = True) -> None:
-    """Refuse what is no number in [least, most], with `open_` in (least, most]; infinity only where most is open."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
-    if not fits or (open_ and value == least) or math.isinf(value):
-        bound = f"{'above' if open_ else 'at least'} {least:g}" + ("" if math.isinf(most) else f" and at most {most:g}")
-        raise ConfigError(f"{where} must be {bound}; got {value!r}")
-
-
-def read_by(section: str, config: Any, choice: str, needs: tuple[str, ...], may: tuple[str, ...] = ()) -> None:
-    """Refuse settings that are None by default and do not fit what the field `choice` says."""
-    chosen = f"{section}.{choice}={getattr(config, choice)!r}"
-    for field in fields(config):
-        given = getattr(config, field.name) is not None
-        if field.name in needs and not given:
-            raise ConfigError(f"{chosen} needs {section}.{field.name}; got None, set a number")
-        if field.default is None and given and field.name not in needs + may:
-            raise ConfigError(
-                f"{section}.{field.name}={getattr(config, field.name)!r} has no effect with {chosen}; leave it None"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,46 +29,64 @@ class Advantage:
 
     kind: Estimator = "group"
     """group: reward minus the group's mean; rloo: minus the mean of the others; mean: minus the batch's mean; batch:
-    minus the group's mean, over the batch's deviation; global: return of a token, whitened over all tokens; gae: with a
-    critic; none: return of a token as it is; step: lambda-return over steps; step_min: soft minimum over steps."""
+    minus the group's mean, over the batch's deviation; soft: minus T log of the group's mean e^(reward / T); zero: 0,
+    a KL alone teaches; global: return of a token, whitened over all tokens; gae: with a critic; none: return of a token
+    as it is; step: lambda-return over steps; step_min: soft minimum over steps; implicit: leave-one-out reward plus the
+    return of leave-one-out token rewards of an implicit reward model (PRIME)."""
     scale: Literal["std", "none"] = "std"
-    """std: divided by a deviation (n - 1): of the group, of the batch for mean and batch, of all tokens for global and
-    gae, of the group's summed rewards for step kinds."""
+    """std: divided by a deviation (n - 1): of the group, of the batch for mean and batch, of all tokens for global,
+    gae and implicit, of the group's summed rewards for step kinds."""
     eps: float = 1e-4
     """Added to that deviation."""
     gamma: float | None = None
-    """Discount a token; of global, gae and none alone, 1 where None."""
+    """Discount a token; of global, gae, none and implicit alone, 1 where None."""
     lam: float | None = None
     """Lambda of gae (a token) and step (a step): 1 trusts what came out, 0 trusts the critic or the step scores."""
-    baseline: Literal["group", "others"] | None = None
+    baseline: Literal["group", "others", "tokens"] | None = None
     """Subtracted beside: group, the group's mean reward (of global); others, what tokens of the other responses of the
-    group have on average (of step kinds)."""
+    group have on average (of step); tokens, PURE's: the others' step rewards a token, for each token to go, and their
+    mean reward (of step_min)."""
     temperature: float | None = None
-    """Of step_min: how soft the minimum is."""
+    """Of step_min: how soft the minimum is; of soft: T."""
+    smooth_right: float | None = None
+    """gamma_p: right responses get - gamma_p log pi_old(response) on top, so that rare ones gain (differential
+    smoothing); of kinds with one advantage a response."""
+    smooth_wrong: float | None = None
+    """gamma_n: wrong ones get + gamma_n log pi_old(response), so that rare ones lose."""
 
     def __post_init__(self) -> None:
         choose("advantage.kind", self.kind, Estimator)
         choose("advantage.scale", self.scale, Literal["std", "none"])
         number("advantage.eps", self.eps, 0.0)
-        needs = {"gae": ("lam",), "step": ("lam",), "step_min": ("temperature",)}
-        may = {"gae": ("gamma",), "none": ("gamma",), "global": ("gamma", "baseline")}
-        steps = ("baseline",) if self.kind in ("step", "step_min") else ()
-        read_by("advantage", self, "kind", needs.get(self.kind, ()), may.get(self.kind, ()) + steps)
+        needs = {"gae": ("lam",), "step": ("lam",), "step_min": ("temperature",), "soft": ("temperature",)}
+        may: dict[str, tuple[str, ...]] = {
+            "gae": ("gamma",),
+            "none": ("gamma",),
+            "implicit": ("gamma",),
+            "global": ("gamma", "baseline"),
+            "step": ("baseline",),
+            "step_min": ("baseline",),
+        }
+        smooth = () if self.by_token or self.kind == "zero" else ("smooth_right", "smooth_wrong")
+        read_by("advantage", self, "kind", needs.get(self.kind, ()), may.get(self.kind, ()) + smooth)
+        for name in ("smooth_right", "smooth_wrong"):
+            if getattr(self, name) is not None:
+                number(f"advantage.{name}", getattr(self, name), 0.0, open_=False)
         for name in ("gamma", "lam"):
             if getattr(self, name) is not None:
                 number(f"advantage.{name}", getattr(self, name), 0.0, 1.0, open_=False)
         if self.temperature is not None:
             number("advantage.temperature", self.temperature, 0.0)
-        if self.baseline not in (None, "group" if self.kind == "global" else "others"):
-            fitting = "'group'" if self.kind == "global" else "'others'"
+        fitting = {"global": "group", "step": "others", "step_min": "tokens"}.get(self.kind)
+        if self.baseline not in (None, fitting):
             raise ConfigError(
-                f"advantage.baseline of advantage.kind={self.kind!r} must be None or {fitting}; got {self.baseline!r}"
+                f"advantage.baseline of advantage.kind={self.kind!r} must be None or {fitting!r}; got {self.baseline!r}"
             )
         if self.kind in ("batch", "global") and self.scale == "none":
             raise ConfigError(
                 f"advantage.kind={self.kind!r} is a deviation over the batch; set scale 'std', or another kind"
             )
-        if self.kind in ("rloo", "none") and self.scale == "std":
+        if self.kind in ("rloo", "none", "soft", "zero") and self.scale == "std":
             raise ConfigError(
                 f"advantage.kind={self.kind!r} has no deviation to divide by, it would no longer be unbiased; "
                 "set scale 'none'"
@@ -98,7 +95,12 @@ class Advantage:
     @property
     def by_token(self) -> bool:
         """Whether tokens of one response may have different advantages."""
-        return self.kind in ("global", "gae", "none", "step", "step_min")
+        return self.kind in ("global", "gae", "none", "step", "step_min", "implicit")
+
+    @property
+    def smooths(self) -> bool:
+        """Whether a response's own probability changes its advantage."""
+        return bool(self.smooth_right or self.smooth_wrong)
 
     @property
     def discount(self) -> float:
@@ -165,95 +167,6 @@ class Clip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kl:
-    """What holds the policy near another one; which objective an estimator has in which place is told in `kl`."""
-
-    target: Literal["none", "ref"] = "none"
-    """none: nothing; ref: the reference policy."""
-    estimator: Literal["k1", "k2", "k2_seq", "k3", "k3_is"] = "k1"
-    """k1: l - f; k2: half its square; k2_seq: half the square of its sum; k3: e^(f - l) - (f - l) - 1; k3_is: k3 times
-    the ratio, which carries gradient."""
-    place: Literal["reward", "loss", "advantage"] = "reward"
-    """reward: taken from each token's reward; loss: beside the objective; advantage: taken from each token's own
-    advantage alone."""
-    coefficient: float = 0.0
-    """beta."""
-    credit: Literal["to_go", "sequence"] | None = None
-    """Of k1 in reward with a sequence's advantage: to_go (where None), a token answers for itself and what follows;
-    sequence, the whole sum is part of the response's reward before the baseline."""
-    schedule: Literal["constant", "linear", "adaptive"] = "constant"
-    """constant; linear, from `coefficient` to `final` over `steps` steps; adaptive, towards the KL `aim`."""
-    final: float | None = None
-    """Of linear: the last coefficient."""
-    steps: int | None = None
-    """Of linear: optimiser steps that it takes."""
-    aim: float | None = None
-    """Of adaptive: KL a token that is aimed at."""
-    horizon: float | None = None
-    """Of adaptive: responses over which the coefficient grows by the relative error."""
-
-    def __post_init__(self) -> None:
-        choose("kl.target", self.target, Literal["none", "ref"])
-        choose("kl.estimator", self.estimator, Literal["k1", "k2", "k2_seq", "k3", "k3_is"])
-        choose("kl.place", self.place, Literal["reward", "loss", "advantage"])
-        choose("kl.schedule", self.schedule, Literal["constant", "linear", "adaptive"])
-        if self.target == "none":
-            for field in fields(self):
-                if getattr(self, field.name) != field.default:
-                    raise ConfigError(
-                        f"kl.{field.name}={getattr(self, field.name)!r} has no effect with kl.target='none'; set "
-                        "kl.target 'ref', or leave the section out"
-                    )
-            return
-        number("kl.coefficient", self.coefficient, 0.0)
-        if self.credit is not None:
-            choose("kl.credit", self.credit, Literal["to_go", "sequence"])
-        needs = {"linear": ("final", "steps"), "adaptive": ("aim", "horizon")}
-        read_by("kl", self, "schedule", needs.get(self.schedule, ()), ("credit",))
-        if self.final is not None:
-            number("kl.final", self.final, 0.0, open_=False)
-        for name in ("steps", "aim", "horizon"):
-            if getattr(self, name) is not None:
-                number(f"kl.{name}", getattr(self, name), 0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Masks:
-    """Which tokens count for how much."""
-
-    truncated: bool = False
-    """Leave out responses that were cut off at the length limit, from the sums and from what they are divided by."""
-    off_policy: float | None = None
-    """delta of the off-policy sequence mask: tokens of negative advantage are dropped in responses whose mean
-    log(sampler / policy) is above it (DeepSeek-V3.2)."""
-    importance: Literal["none", "truncate", "mask"] = "none"
-    """Weight e^(o - mu) for a sampler that differs from the trainer: truncate holds it inside the bounds (TIS), mask
-    drops what is outside (MIS)."""
-    level: Literal["token", "sequence"] | None = None
-    """Of importance: each token's own ratio, or the product over the response."""
-    low: float | None = None
-    """Of importance: lower bound, 0 where None."""
-    high: float | None = None
-    """Of importance: upper bound, no bound where None."""
-
-    def __post_init__(self) -> None:
-        choose("masks.importance", self.importance, Literal["none", "truncate", "mask"])
-        if self.importance == "none":
-            read_by("masks", self, "importance", (), ("off_policy",))
-        else:
-            read_by("masks", self, "importance", ("level",), ("off_policy", "low", "high"))
-            choose("masks.level", self.level, Literal["token", "sequence"])
-        if self.off_policy is not None:
-            number("masks.off_policy", self.off_policy, 0.0, open_=False)
-        if self.low is not None:
-            number("masks.low", self.low, 0.0, 1.0)
-        if self.high is not None:
-            number("masks.high", self.high, 1.0, open_=False)
-        if self.importance == "mask" and self.low is None and self.high is None:
-            raise ConfigError("masks.importance='mask' without masks.low and masks.high masks nothing; set a bound")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Shaping:
     """What is added to the reward of a response; never to its outcome, which filters look at."""
 
@@ -263,18 +176,20 @@ class Shaping:
     """Of overlong: share of the length limit before which it starts (0.2 where None: 4,096 of 20,480 in the paper)."""
     length: float | None = None
     """Weight of the length reward within a group (Kimi k1.5)."""
+    length_after: int | None = None
+    """Of length: steps without it at the beginning (Kimi k1.5 brings it in late)."""
     repetition: float | None = None
     """Weight of the penalty on repeated n-grams."""
     ngram: int | None = None
     """Of repetition: n (3 where None)."""
 
     def __post_init__(self) -> None:
-        for name in ("overlong", "length", "repetition", "ngram"):
+        for name in ("overlong", "length", "length_after", "repetition", "ngram"):
             if getattr(self, name) is not None:
                 number(f"shaping.{name}", getattr(self, name), 0.0)
         if self.cache is not None:
             number("shaping.cache", self.cache, 0.0, 1.0)
-        for name, owner in (("cache", "overlong"), ("ngram", "repetition")):
+        for name, owner in (("cache", "overlong"), ("length_after", "length"), ("ngram", "repetition")):
             if getattr(self, name) is not None and getattr(self, owner) is None:
                 raise ConfigError(
                     f"shaping.{name}={getattr(self, name)!r} has no effect without shaping.{owner}; leave it None"
@@ -299,3 +214,20 @@ class Critic:
         number("critic.coefficient", self.coefficient, 0.0)
         if self.clip is not None:
             number("critic.clip", self.clip, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implicit:
+    """The implicit process reward model that PRIME trains beside the policy: a copy of it, phi.
+
+    A token's reward is beta (log phi - log of the copy's beginning); phi learns from outcomes alone.
+    """
+
+    beta: float = 0.05
+    """Of the log-ratio."""
+    order: Literal["before", "after"] = "before"
+    """before: phi learns from a batch and then rewards it; after: it rewards first, which saves a pass."""
+
+    def __post_init__(self) -> None:
+        number("implicit.beta", self.beta, 0.0)
+        choose("implicit.order", self.order, Literal["before", "after"])

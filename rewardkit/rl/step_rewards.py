@@ -15,9 +15,10 @@ Marginal rewards are the errors of Phi as a value function, so their advantages 
     A_t = sum_{k >= t} lambda^{k-t} r_k:    lambda = 1 gives R - Phi_{t-1},  lambda = 0 the rule itself,
 
 and no further baseline is needed. With lambda = 1 and the anchor, Phi is a baseline only and the expected gradient is
-that of R alone. The others are summed to the end, minus the group's mean total; PURE has its own baseline, what the
-other responses of the group have on average a token, times the tokens from step t on (one a step would pay for few
-steps), and adds the outcome minus the mean of the others.
+that of R alone. The others are summed to the end, minus the group's mean total. PURE has its own baseline, that of the
+authors' code (github.com/CJReinforce/PURE): what the other responses of the group have on average a token, times the
+tokens from step t on (one a step would pay for few steps), and adds the outcome minus the mean of the others. The
+table's baseline "tokens" is the same rule; it is a price on tokens, and moves the expectation where lengths differ.
 
 Advantages are divided, after summing, by the deviation (n - 1) of the group's totals: one factor a group, so that the
 order of steps stays. Normalising scores before summing breaks the telescoping and pays for length; normalising them
@@ -35,81 +36,21 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from prm.fit_config import refuse_without_effect, require_choices
 from rewardkit.rl.reward_types import StepRewards
+from rewardkit.rl.step_config import StepConfig
 from rewardkit.rl.step_spans import Array, at_ends, over_tokens, tile
 from verifiers.errors import ConfigError
 
-Rule: TypeAlias = Literal["marginal", "clip", "delta", "min", "sum"]
+__all__ = ["StepConfig", "StepCredit", "lambda_returns", "soft_min_weights", "step_credit", "step_rewards"]
+
 EQUAL = 1e-12
 """A deviation of totals up to this is none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepConfig:
-    """How step scores become advantages."""
-
-    rule: Rule = "marginal"
-    """marginal, clip, delta, min or sum: what a step earns."""
-    anchor: bool = True
-    """Of marginal: the last Phi is the outcome; False leaves the scorer's own."""
-    start: float | None = None
-    """Of marginal: Phi_0; None takes the mean outcome of the group."""
-    lam: float = 0.5
-    """Of marginal: lambda over steps; 1 trusts outcomes alone, 0 the scorer as a value function."""
-    eta: float | None = None
-    """Of clip: its threshold. Of marginal: most that a step may earn, which gives up the identity of the sum."""
-    temperature: float = 0.1
-    """Of min: how soft the minimum is."""
-    outcome_weight: float = 0.0
-    """What the outcome adds at the last step, times itself; an anchored rule holds it already."""
-    scale: Literal["group", "none"] = "group"
-    """Advantages over the deviation of the group's totals, or as they are."""
-    eps: float = 1e-4
-    """Added to that deviation."""
-
-    def __post_init__(self) -> None:
-        require_choices(self, {"rule": ("marginal", "clip", "delta", "min", "sum"), "scale": ("group", "none")})
-        marginal = "marginal rewards alone have Phi as their value function"
-        refuse_without_effect(
-            self,
-            (
-                ("anchor", "rule", ("marginal",), marginal),
-                ("start", "rule", ("marginal",), marginal),
-                ("lam", "rule", ("marginal",), marginal),
-                ("eta", "rule", ("marginal", "clip"), "nothing is cut there"),
-                ("temperature", "rule", ("min",), "only a soft minimum has one"),
-                ("eps", "scale", ("group",), "nothing is divided"),
-            ),
-        )
-        if not 0.0 <= self.lam <= 1.0:
-            raise ConfigError(f"lam must lie between 0 and 1; got {self.lam!r}")
-        if not self.temperature > 0.0 or not self.eps >= 0.0:
-            raise ConfigError(
-                f"temperature must be above 0 and eps 0 or more; got {self.temperature!r} and {self.eps!r}"
-            )
-        if not all(math.isfinite(value) for value in (self.start or 0.0, self.eta or 0.0, self.outcome_weight)):
-            raise ConfigError(
-                f"start, eta and outcome_weight must be finite; got {self.start!r}, {self.eta!r} and "
-                f"{self.outcome_weight!r}"
-            )
-        if self.rule == "clip" and self.eta is None:
-            raise ConfigError("rule='clip' needs a threshold; set eta, such as 0.5")
-        if self.anchored and self.outcome_weight:
-            raise ConfigError(
-                f"outcome_weight={self.outcome_weight!r} would count the outcome twice, as the anchor holds it; leave "
-                "it 0, or set anchor=False"
-            )
-
-    @property
-    def anchored(self) -> bool:
-        """Whether the sum of a response's rewards is its outcome minus Phi_0."""
-        return self.rule == "marginal" and self.anchor
+PASSED_OVER = 1e6
+"""Stands for a step that nobody scored beside scored ones: its weight in their soft minimum is exactly 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +67,8 @@ class StepCredit:
     """A_t, scaled. Shape (S,) each; zeros for a response that was left out."""
     beside: tuple[Array, ...]
     """r_t without what the outcome is in it, for who adds the outcome at the end: an anchored last reward is
-    -Phi_{T-1}. Of min, 2 Phi_t - 1 as it is, for who takes the soft minimum. Shape (S,) each."""
+    -Phi_{T-1}. Of min, 2 Phi_t - 1 as it is, for who takes the soft minimum, and PASSED_OVER where nobody scored.
+    Shape (S,) each."""
     used: tuple[bool, ...]
     """False for a response that was left out: it has no outcome, no steps or no tokens where the rule needs them."""
     counts: Mapping[str, int]
@@ -267,7 +209,8 @@ def lambda_returns(rewards_S: npt.ArrayLike, lam: float) -> Array:
 
 def _beside(config: StepConfig, rewards_S: Array, values: Sequence[float | None], outcome: float | None) -> Array:
     if config.rule == "min":
-        return np.array([0.0 if value is None else 2.0 * value - 1.0 for value in values])
+        unscored = 0.0 if all(value is None for value in values) else PASSED_OVER
+        return np.array([unscored if value is None else 2.0 * value - 1.0 for value in values])
     beside_S = rewards_S.copy()
     beside_S[-1] -= (outcome or 0.0) * (1.0 if config.anchored else config.outcome_weight)
     return beside_S

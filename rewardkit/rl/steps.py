@@ -3,7 +3,9 @@
 Rewards are the sum of the reward list plus the table's shaping; outcomes are the verifier's alone, which filters and
 guards look at. Where the table credits steps, the step scores become rewards of steps (`step_rewards.py`), and the
 response's own reward comes on top at its end: marginal rewards that are anchored to the outcome are given without it.
-For the soft minimum a step earns 2 Phi - 1 (PURE's P(good) - P(bad)). Lambda is the table's.
+For the soft minimum a step earns 2 Phi - 1 (PURE's P(good) - P(bad)). Rules that sum their rewards to the end have the
+group's mean total taken from the response's reward, which every return holds. Lambda, the temperature and the scale are
+the table's; both together are `step_config.StepChoice.config`, and give the advantages that `step_credit` gives.
 
 Legend: B responses, T tokens of the longest.
 """
@@ -18,12 +20,14 @@ import torch
 
 from rewardkit.rl.batch import Batch
 from rewardkit.rl.drawing import Group
+from rewardkit.rl.groups import statistics
 from rewardkit.rl.policy import Drawn, padded
 from rewardkit.rl.reward_types import Scored
 from rewardkit.rl.shaping import shape
-from rewardkit.rl.step_rewards import StepConfig, step_credit
+from rewardkit.rl.step_config import StepConfig
+from rewardkit.rl.step_rewards import step_credit
 from rewardkit.rl.table import Table
-from verifiers.core import StopReason
+from verifiers.core import StopReason, derive_seed
 from verifiers.errors import ConfigError
 
 
@@ -81,16 +85,16 @@ def batch_of(sampled: Sampled, table: Table, *, limit: int, steps: StepConfig, d
         rewards_B=shaped.rewards_B,
         outcome_B=outcome_B,
         truncated_B=torch.tensor(truncated),
+        stream_B=_streams(sampled) if table.masks.clip_cov is not None else None,
     )
     if table.advantage.kind in ("step", "step_min"):
-        batch = _with_steps(batch, sampled, table, steps, lengths, truncated)
+        batch = _with_steps(batch, sampled, steps, lengths, truncated)
     return _to(batch, device)
 
 
 def _with_steps(
     batch: Batch,
     sampled: Sampled,
-    table: Table,
     config: StepConfig,
     lengths: Sequence[int],
     truncated: Sequence[bool],
@@ -99,9 +103,6 @@ def _with_steps(
     given = sampled.scored.steps
     if given is None:
         raise ConfigError("the table credits steps, but no reward scores them; add one, such as prm:PATH")
-    if table.advantage.kind == "step_min":
-        assert table.advantage.temperature is not None
-        config = StepConfig(rule="min", temperature=table.advantage.temperature, outcome_weight=1.0)
     credit = step_credit(
         config,
         groups=batch.group_B.tolist(),
@@ -116,13 +117,24 @@ def _with_steps(
         ends_BT[row, list(ends)] = True
     rewards_B = batch.rewards_B
     if not config.anchored:
-        # What the outcome is to weigh beside the rule's own rewards.
-        rewards_B = torch.where(batch.scored_B, config.outcome_weight * rewards_B, torch.nan)
-    return replace(
-        batch,
-        token_rewards_BT=padded(values_N, lengths),
-        step_ends_BT=ends_BT,
-        rewards_B=torch.where(torch.tensor(credit.used), rewards_B, torch.nan),
+        # What the outcome is to weigh beside the rule's own rewards; at 0 it need not even be known.
+        weighed_B = torch.where(batch.scored_B, config.outcome_weight * rewards_B, torch.nan)
+        rewards_B = weighed_B if config.outcome_weight else torch.zeros_like(rewards_B)
+    rewards_B = torch.where(torch.tensor(credit.used), rewards_B, torch.nan)
+    given_BT = padded(values_N, lengths)
+    if config.rule in ("clip", "delta", "sum"):
+        rewards_B = rewards_B - statistics(rewards_B + given_BT.sum(1), batch.group_B).mean_B
+    return replace(batch, token_rewards_BT=given_BT, step_ends_BT=ends_BT, rewards_B=rewards_B)
+
+
+def _streams(sampled: Sampled) -> torch.Tensor:
+    """A number for every response, by what was asked and said alone."""
+    return torch.tensor(
+        [
+            derive_seed("picks", group.problem.id, sample, *response.token_ids)
+            for group in sampled.groups
+            for sample, response in enumerate(group.responses)
+        ]
     )
 
 

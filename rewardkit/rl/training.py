@@ -7,6 +7,7 @@ samples drawn (`search/estimators.py`), so that a policy that narrows shows.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,13 @@ from typing import Any
 
 from rewardkit.rl import checkpoint
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.drawing import engine_over
 from rewardkit.rl.guards import Guards
 from rewardkit.rl.loop import Loop, StepReport
 from rewardkit.rl.reward_functions import RewardList, as_part
-from rewardkit.rl.step_rewards import StepConfig
+from rewardkit.rl.step_config import StepChoice
 from search.estimators import pass_at
 from search.strategies.best_of_n import draw, judge
-from verifiers.core import Outcome, Problem, Sampling, Scorer
+from verifiers.core import Outcome, Problem, Scorer
 from verifiers.errors import ConfigError
 from verifiers.maths import MathVerifier
 
@@ -55,7 +55,7 @@ def train(
     outcome: str = "math",
     held_out: Sequence[Problem] = (),
     verifier: Scorer | None = None,
-    steps: StepConfig | None = None,
+    steps: StepChoice | None = None,
     guards: Guards | None = None,
     on_log: Callable[[dict[str, Any]], None] = lambda row: None,
     on_samples: Callable[[dict[str, Any]], None] = lambda row: None,
@@ -89,13 +89,17 @@ def train(
     measured: list[float] = []
     rang: dict[str, None] = {}
     on_say(f"{config.regime}; rewards {rewards.about}")
+    if loop.ptx is not None:
+        on_say(loop.ptx.about)
     for caution in config.table.cautions():
         on_say(f"note: {caution}")
 
-    def measure() -> dict[str, float]:
+    def measure() -> dict[str, Any]:
         if not config.eval_every:
             return {}
+        since = time.perf_counter()
         found = held_out_figures(loop, held_out, verifier or MathVerifier(), n=config.eval_samples)
+        found["seconds/heldout"] = time.perf_counter() - since
         measured.append(found["heldout/pass@1"])
         return found
 
@@ -107,6 +111,11 @@ def train(
             if alarm.new and main:
                 on_say(f"step {report.step}: {alarm.message}")
         row = {"step": report.step, **report.metrics, **(measure() if due else {})}
+        if report.alarms:
+            row["alarms"] = [{"name": alarm.name, "message": alarm.message} for alarm in report.alarms]
+        lam = loop.table.advantage.lam
+        if loop.table.advantage.kind == "step" and lam is not None:
+            row["guard/lambda"] = loop.guards.lam(lam)
         if main:
             on_log(row)
             on_samples(sample_row(report))
@@ -136,23 +145,26 @@ def train(
     )
 
 
-def held_out_figures(loop: Loop, problems: Sequence[Problem], verifier: Scorer, *, n: int) -> dict[str, float]:
-    """pass@1, pass@n, length and share of finished responses on held-out problems; the same streams every time."""
+def held_out_figures(loop: Loop, problems: Sequence[Problem], verifier: Scorer, *, n: int) -> dict[str, Any]:
+    """pass@1, pass@n, length, right responses of each held-out problem (None: undecided); always the same streams."""
     config = loop.config
     pools = draw(
         problems,
-        engine=engine_over(loop.models.policy, loop.models.tokenizer),
+        engine=loop.sampler.engine(),
         n=n,
-        sampling=Sampling(temperature=config.temperature, max_new_tokens=config.max_new_tokens),
+        sampling=config.sampling,
         seed=config.seed,
     )
     pools = judge(pools, verifier)[0]
-    decided = [p for p in pools if all(v.outcome is not Outcome.UNDECIDED for v in p.verdicts)]
+    unclear = {m for m, p in enumerate(pools) if any(v.outcome is Outcome.UNDECIDED for v in p.verdicts)}
+    decided = [pool for number, pool in enumerate(pools) if number not in unclear]
     if not decided:
         raise ConfigError("no held-out problem has a verdict on all its responses; check their reference answers")
     lengths = [len(response.token_ids) for pool in pools for response in pool.responses]
     found = {f"heldout/pass@{k}": sum(pass_at(p.right, k) for p in decided) / len(decided) for k in {1, n}}
-    return {**found, "heldout/length": sum(lengths) / len(lengths), "heldout/problems": float(len(decided))}
+    right = [None if number in unclear else sum(pool.right) for number, pool in enumerate(pools)]
+    found |= {"heldout/length": sum(lengths) / len(lengths), "heldout/problems": float(len(decided))}
+    return {**found, "heldout/samples": float(n), "heldout/right": right}
 
 
 def sample_row(report: StepReport) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.nn.functional import pad
 
 from rewardkit.rl.advantages import Estimate
 from rewardkit.rl.batch import Batch, Prepared, micro_batches, take
@@ -21,7 +22,9 @@ from rewardkit.rl.config import RlConfig
 from rewardkit.rl.filters import policy_rows, value_rows
 from rewardkit.rl.models import Models
 from rewardkit.rl.objective import Loss, policy_loss, value_loss
+from rewardkit.rl.picks import Look
 from rewardkit.rl.policy import Drawn
+from rewardkit.rl.ptx import PtxText
 from rewardkit.rl.table import Table
 from rewardkit.rl.tally import Tally
 from rewardkit.rl.weights import mismatch, prepare
@@ -30,8 +33,8 @@ from rewardkit.rl.weights import mismatch, prepare
 class Updater:
     """Optimiser and passes over models that others hold."""
 
-    def __init__(self, config: RlConfig, models: Models, accelerator: Accelerator) -> None:
-        self.config, self.models, self.accelerator = config, models, accelerator
+    def __init__(self, config: RlConfig, models: Models, accelerator: Accelerator, ptx: PtxText | None = None) -> None:
+        self.config, self.models, self.accelerator, self.ptx = config, models, accelerator, ptx
         self.optimiser = torch.optim.AdamW(
             models.trained(), lr=config.rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
         )
@@ -51,6 +54,8 @@ class Updater:
         # These responses were drawn from the weights as they are.
         self._touched = False
         tally = mismatch(batch, table)
+        if table.layer is not None:
+            tally = tally + self._whole_gap(batch, rows)
         groups = batch.group_B.unique_consecutive()  # type: ignore[no-untyped-call]
         parts = torch.tensor_split(groups, self.config.updates)
         for _ in range(self.config.epochs):
@@ -76,9 +81,14 @@ class Updater:
             table,
             limit=self.config.max_new_tokens,
             over_ranks=self.over_ranks,
+            look=self._look(own, batch.mask_BT.shape[1], table),
+            salt=self.done,
         )
         # The gap to the sampler is only known while nothing has been learned from this step's responses.
         clean = not self._touched
+        if clean and table.kl.target == "old":
+            # The policy is still the old one; what |l - o| would follow is the sign of rounding.
+            beta = 0.0
         self.optimiser.zero_grad(set_to_none=True)
         tally = self._pass(
             own,
@@ -88,7 +98,12 @@ class Updater:
         )
         if self.models.critic is not None:
             tally = tally + self._pass(own, prepared, value_rows(prepared), self._value)
+        if self.ptx is not None:
+            tally = tally + self.ptx.backward(self.accelerator)
+        idle = self.models.idle(table.layer)
         for parameter in self.models.trained() if self.accelerator.num_processes > 1 else ():
+            if id(parameter) in idle:
+                continue
             parameter.grad = self.over_ranks(
                 parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             )
@@ -118,18 +133,54 @@ class Updater:
             tally = tally + loss.tally
         return tally
 
+    @torch.no_grad()
+    def _look(self, rows: Sequence[Drawn], width: int, table: Table) -> Look | None:
+        """The policy as it is now, where tokens are picked by it; None where the old one still is and is enough."""
+        entropies = table.masks.entropy_top is not None
+        if not table.looks or not (entropies or self._touched):
+            return None
+        found: list[list[torch.Tensor]] = []
+        for start in range(0, len(rows), self.config.micro_rows):
+            with self.accelerator.autocast():
+                read = self.models.reader.read(
+                    rows[start : start + self.config.micro_rows], entropies=entropies, layer=table.layer
+                )
+            found.append([read.logprobs] if read.entropies is None else [read.logprobs, read.entropies])
+        columns = zip(*found, strict=True)
+        whole = [torch.cat([pad(one, (0, width - one.shape[1])) for one in column]) for column in columns]
+        return Look(logprobs_BT=whole[0], entropies_BT=whole[1] if entropies else None)
+
     def _policy(self, rows: Sequence[Drawn], part: Prepared, table: Table, beta: float, *, clean: bool) -> Loss:
-        read = self.models.reader.read(rows, entropies=table.entropy > 0)
-        found = policy_loss(read.logprobs, part, table, kl_coefficient=beta, entropy_BT=read.entropies)
-        if not clean:
-            return found
-        gap_BT = torch.where(part.batch.mask_BT, (read.logprobs - part.batch.sampler_BT).detach().abs(), 0)
-        own = Tally(
-            totals={"gap_tokens": part.batch.mask_BT.sum(), "gap_sum": gap_BT.sum()}, greatest={"gap": gap_BT.max()}
+        read = self.models.reader.read(
+            rows, entropies=table.entropy > 0, against=self.models.against(), layer=table.layer
         )
-        return replace(found, tally=found.tally + own)
+        found = policy_loss(
+            read.logprobs,
+            part,
+            table,
+            kl_coefficient=beta,
+            entropy_BT=read.entropies,
+            divergence_BT=read.divergences,
+        )
+        # What one layer says is not what the sampler reported.
+        if not clean or table.layer is not None:
+            return found
+        return replace(found, tally=found.tally + _gap(read.logprobs, part.batch))
+
+    @torch.no_grad()
+    def _whole_gap(self, batch: Batch, rows: Sequence[Drawn]) -> Tally:
+        """The gap to the sampler on some rows, where the update reads one layer alone."""
+        some = torch.arange(min(self.config.micro_rows, len(rows)))
+        with self.accelerator.autocast():
+            read = self.models.reader.read(rows[: len(some)])
+        return _gap(read.logprobs, take(batch, some, width=read.logprobs.shape[1]))
 
     def _value(self, rows: Sequence[Drawn], part: Prepared) -> Loss:
         assert self.models.critic is not None
         read: Any = self.models.critic.read(rows, value_head=self.models.value_head)
         return value_loss(read.values, part, self.config.table)
+
+
+def _gap(logprobs_BT: torch.Tensor, batch: Batch) -> Tally:
+    gap_BT = torch.where(batch.mask_BT, (logprobs_BT - batch.sampler_BT).detach().abs(), 0)
+    return Tally(totals={"gap_tokens": batch.mask_BT.sum(), "gap_sum": gap_BT.sum()}, greatest={"gap": gap_BT.max()})

@@ -13,7 +13,10 @@ drawn before, is the text drawn at once.
 
 Log-probabilities are those of the softmax at the sampling temperature, before top-p and top-k cut it (`draws.py`).
 
-Legend: R rows in the batch, T positions.
+A row's last p * m drawn tokens are one pattern of p tokens, m times, exactly when each of the last p * (m - 1) equals
+the one p before it. How long that has been so is counted for every p: a `RepetitionRule` costs one comparison a step.
+
+Legend: R rows in the batch, T positions, P lengths of a pattern.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from transformers import DynamicCache
 
 from search.engines.draws import draw
 from search.engines.prefixes import Block, PrefixStore
+from search.engines.rows import RepetitionRule
 from search.engines.slots import SlotCache
 from verifiers.core import Continuation, GenerationRequest, Sampling, StopReason, Usage, derive_seed
 from verifiers.streams import Finished
@@ -45,6 +49,7 @@ class Host(Protocol):
     max_rows: int
     prefixes: PrefixStore
     eos_ids: set[int]
+    repetition: RepetitionRule | None
 
     @property
     def context_length(self) -> int:
@@ -101,6 +106,11 @@ class Decoding:
         self._inputs = torch.zeros(slots, dtype=torch.long, device=self.device)
         self._drawn = torch.zeros(slots, most, dtype=torch.long, device=self.device)
         self._logprobs = torch.zeros(slots, most, dtype=torch.float32, device=self.device)
+        rule = engine.repetition
+        sizes = range(rule.shortest, rule.longest + 1) if rule else ()
+        self._sizes_P = torch.tensor(sizes, dtype=torch.long, device=self.device)
+        self._enough_P = self._sizes_P * (rule.times - 1 if rule else 0)
+        self._runs_RP = torch.zeros(slots, len(sizes), dtype=torch.long, device=self.device)
 
     def submit(self, requests: Sequence[GenerationRequest]) -> list[int]:
         """See `Stream`. Raises EngineError for a prefix that is empty or too long."""
@@ -168,6 +178,7 @@ class Decoding:
             self._inputs[slot] = prefix[-1]
             self._limits[slot] = min(most, self.sampling.max_new_tokens, self.engine.context_length - len(prefix))
             self._counts[slot] = 0
+            self._runs_RP[slot] = 0
         wanted = {row.ticket: self._open[row.ticket].request.prefix_ids[:-1] for row in rows}
         prefixes = {ticket: prefix for ticket, prefix in wanted.items() if prefix}
         for batch in self.prefixes.missing(prefixes.values(), limit=PREFILL_TOKENS):
@@ -222,13 +233,24 @@ class Decoding:
         stopped = ends.clone()
         for stop in self._stops:
             stopped |= self._ends_with(stop, count)
-        gone = stopped | (self._counts[:count] >= self._limits[:count])
+        full = self._counts[:count] >= self._limits[:count]
+        gone = stopped | full
+        if len(self._sizes_P):
+            gone |= self._loops(tokens, count)
         if not bool(gone.any()):
             return []
         slots = gone.nonzero()[:, 0]
         if self.keep and self.prefixes.positions:
             self._keep(slots[~ends[slots]].tolist())
-        return self._retire(slots.tolist(), stopped.tolist())
+        return self._retire(slots.tolist(), stopped.tolist(), full.tolist())
+
+    def _loops(self, tokens_R: torch.Tensor, count: int) -> torch.Tensor:
+        """Which rows now end with a pattern as often as the rule asks for. Shape (R,)."""
+        columns_RP = self._counts[:count, None] - 1 - self._sizes_P
+        earlier_RP = self._drawn[:count].gather(1, columns_RP.clamp(min=0))
+        same_RP = (earlier_RP == tokens_R[:, None]) & (columns_RP >= 0)
+        self._runs_RP[:count] = torch.where(same_RP, self._runs_RP[:count] + 1, 0)
+        return (self._runs_RP[:count] >= self._enough_P).any(1)
 
     def _ends_with(self, stop: torch.Tensor, count: int) -> torch.Tensor:
         """Which rows' drawn tokens end with the stop sequence. Shape (R,)."""
@@ -250,16 +272,17 @@ class Decoding:
             cache = self.cache.take(torch.tensor(slots, device=self.device), width)
             self.prefixes.add(cache, [text[:-1] for text in texts], len(texts) * width)
 
-    def _retire(self, gone: list[int], stopped: list[bool]) -> list[Finished]:
+    def _retire(self, gone: list[int], stopped: list[bool], full: list[bool]) -> list[Finished]:
         """The requests that these rows complete; their slots are free afterwards."""
         finished: list[Finished] = []
         for slot in gone:
             row, length = self.active[slot], int(self._counts[slot])
             state = self._open[row.ticket]
+            cut = StopReason.LENGTH if full[slot] else StopReason.REPETITION
             state.found[row.sample] = Continuation(
                 token_ids=tuple(self._drawn[slot, :length].tolist()),
                 logprobs=tuple(self._logprobs[slot, :length].tolist()),
-                stop_reason=StopReason.STOP if stopped[slot] else StopReason.LENGTH,
+                stop_reason=StopReason.STOP if stopped[slot] else cut,
             )
             if len(state.found) == state.request.n:
                 del self._open[row.ticket]
@@ -275,7 +298,8 @@ class Decoding:
         if targets:
             to, source = (torch.tensor(s, dtype=torch.long, device=self.device) for s in (targets, sources))
             self.cache.move(source, to, int(self._lengths[source].max()))
-            for state in (self._lengths, self._counts, self._limits, self._inputs, self._drawn, self._logprobs):
+            rows = (self._lengths, self._counts, self._limits, self._inputs, self._drawn, self._logprobs, self._runs_RP)
+            for state in rows:
                 state[to] = state[source]
             self._seeds[targets] = self._seeds[sources]
             self._offsets[targets] = self._offsets[sources]

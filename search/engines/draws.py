@@ -26,7 +26,7 @@ def draw(
         tokens_R = logits_RV.argmax(-1)
         return tokens_R, logprobs_RV.gather(1, tokens_R[:, None])[:, 0]
     logprobs_RV = (logits_RV / sampling.temperature).log_softmax(-1)
-    probs_RV = _cut(logprobs_RV.exp(), sampling)
+    probs_RV = cut(logprobs_RV.exp(), sampling)
     cumulative_RV = probs_RV.double().cumsum(-1)
     points = torch.from_numpy(uniforms(seeds_R, positions_R.astype(np.uint64))).to(cumulative_RV.device)
     tokens_R = torch.searchsorted(cumulative_RV, points[:, None] * cumulative_RV[:, -1:], right=True)[:, 0]
@@ -36,7 +36,7 @@ def draw(
     return tokens_R, logprobs_RV.gather(1, tokens_R[:, None])[:, 0]
 
 
-def _cut(probs_RV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def cut(probs_RV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Zero what top-k and top-p exclude; the rest keeps its proportions."""
     if sampling.top_k and sampling.top_k < probs_RV.shape[1]:
         floor = probs_RV.topk(sampling.top_k, dim=-1).values[:, -1:]

@@ -24,7 +24,7 @@ REASONS = {"stop": StopReason.STOP, "length": StopReason.LENGTH, "repetition": S
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepetitionRule:
-    """End a row when its last tokens are one pattern, `times` times in a row (vLLM's repetition detection)."""
+    """End a row when its last tokens are one pattern, `times` times in a row (so does vLLM's repetition detection)."""
 
     longest: int
     """Most tokens of a pattern."""

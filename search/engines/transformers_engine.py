@@ -14,7 +14,7 @@ import torch
 
 from search.engines.decoding import Decoding
 from search.engines.prefixes import PrefixStore
-from search.engines.rows import check_request
+from search.engines.rows import RepetitionRule, check_request
 from verifiers.core import Continuation, GenerationRequest, Sampling, Usage
 from verifiers.errors import ConfigError, ModelError
 
@@ -28,10 +28,18 @@ class TransformersEngine:
     `model` is any decoder-only transformers model with full attention in every layer; it is put into
     evaluation mode. `max_rows` bounds the batch (memory grows with it and with the longest row). Up to
     `prefix_tokens` (padded) positions of prefixes that were read stay in memory for later calls; 0 keeps none, and
-    then every request's prefix is read on its own.
+    then every request's prefix is read on its own. `repetition` ends rows that repeat themselves.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_rows: int = 256, prefix_tokens: int = PREFIX_TOKENS) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_rows: int = 256,
+        prefix_tokens: int = PREFIX_TOKENS,
+        repetition: RepetitionRule | None = None,
+    ) -> None:
         if max_rows < 1:
             raise ConfigError(f"TransformersEngine.max_rows must be 1 or more; got {max_rows!r}")
         if prefix_tokens < 0:
@@ -44,7 +52,7 @@ class TransformersEngine:
             )
         self.model = model.eval()
         self._tokenizer = tokenizer
-        self.max_rows = max_rows
+        self.max_rows, self.repetition = max_rows, repetition
         self._prefix_tokens = prefix_tokens
         self.prefixes = PrefixStore(prefix_tokens)
         self._usage = Usage()
@@ -64,6 +72,7 @@ class TransformersEngine:
         dtype: str = "auto",
         max_rows: int = 256,
         prefix_tokens: int = PREFIX_TOKENS,
+        repetition: RepetitionRule | None = None,
     ) -> TransformersEngine:
         """Load a checkpoint folder or hub id; `device` defaults to cuda where there is one.
 
@@ -78,7 +87,7 @@ class TransformersEngine:
             model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
         refuse_missing(path, "a causal language model", report["missing_keys"])
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, tokenizer, max_rows=max_rows, prefix_tokens=prefix_tokens)
+        return cls(model, tokenizer, max_rows=max_rows, prefix_tokens=prefix_tokens, repetition=repetition)
 
     @property
     def tokenizer(self) -> Any:

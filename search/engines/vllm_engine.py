@@ -17,15 +17,17 @@ Loops: `RepetitionRule` ends a row that repeats itself (StopReason.REPETITION); 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from search.engines.checkpoint_facts import end_tokens, refuse_other_shapes
 from search.engines.rows import REASONS, RepetitionRule, Row, Stops, Tickets, check_request, check_sampling, draw_all
+from search.engines.vllm_weights import in_this_process, replace_weights
 from verifiers.checkpoints import load_tokenizer, loading
 from verifiers.core import Continuation, GenerationRequest, Sampling, StopReason, Usage
 from verifiers.errors import ConfigError, EngineError, MissingExtraError
@@ -83,22 +85,24 @@ class VllmEngine:
         gpu_memory_utilization: float = 0.9,
         tensor_parallel_size: int = 1,
         enforce_eager: bool = False,
+        in_process: bool = False,
         repetition: RepetitionRule | None = None,
         **options: Any,
     ) -> VllmEngine:
         """Load a checkpoint folder or hub id into vLLM.
 
         `max_rows` bounds the batch, `max_model_len` the context (tokens; None: the model's own), and
-        `gpu_memory_utilization` is the share of the device's memory that vLLM takes. Further `options` go to
-        `vllm.LLM` as they are. Raises MissingExtraError without vLLM, MissingFileError or ModelError for a folder
-        that cannot be loaded. In a script, load under `if __name__ == "__main__":`, for vLLM starts processes.
+        `gpu_memory_utilization` is the share of the device's memory that vLLM takes. `in_process` keeps vLLM's engine
+        in this process, which `set_weights` needs. Further `options` go to `vllm.LLM` as they are. Raises
+        MissingExtraError without vLLM, MissingFileError or ModelError for a folder that cannot be loaded. In a
+        script, load under `if __name__ == "__main__":`, for vLLM starts processes.
         """
         if max_rows < 1:
             raise ConfigError(f"VllmEngine.max_rows must be 1 or more; got {max_rows!r}")
         vllm = _vllm()
         load_tokenizer(path)  # says in one sentence what vLLM says in fifty lines
         options = {"logprobs_mode": "processed_logprobs", "enable_prefix_caching": True, **options}
-        with loading(path, "a model in vLLM"):
+        with loading(path, "a model in vLLM"), in_this_process() if in_process else contextlib.nullcontext():
             llm = vllm.LLM(
                 model=str(path),
                 dtype=dtype,
@@ -172,6 +176,15 @@ class VllmEngine:
         """Add to what has been paid."""
         self._usage += usage
 
+    def set_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
+        """Set all weights from (name in the checkpoint, tensor) pairs, without a file, and forget all prefixes.
+
+        Needs `in_process`. Raises EngineError while rows are decoding, and what `replace_weights` raises.
+        """
+        self._refuse_while_decoding()
+        replace_weights(self.llm, weights)
+        self.forget()
+
     def reload(self, path: str | Path) -> None:
         """Replace the weights by those of another checkpoint of the same architecture, and forget all prefixes.
 
@@ -179,17 +192,19 @@ class VllmEngine:
         decoding, MissingFileError or ModelError for a checkpoint that is absent or of another shape; the engine then
         still holds the old weights. Where vLLM itself fails half-way (a file that breaks off), make a new engine.
         """
+        self._refuse_while_decoding()
+        refuse_other_shapes(self._path, path)
+        with loading(path, "new weights in vLLM"):
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+        self.forget()
+        self._path = str(path)
+        self.eos_ids = end_tokens(path, self._tokenizer)
+
+    def _refuse_while_decoding(self) -> None:
         if self._rows:
             raise EngineError(
                 f"weights cannot be replaced while {len(self._rows)} rows are decoding; collect or cancel them first"
             )
-        refuse_other_shapes(self._path, path)
-        with loading(path, "new weights in vLLM"):
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
-        if not self.llm.reset_prefix_cache():
-            raise EngineError(f"vLLM could not empty its prefix cache after loading {path}; make a new engine")
-        self._path = str(path)
-        self.eos_ids = end_tokens(path, self._tokenizer)
 
     def forget(self) -> None:
         """Drop all prefixes that were read. Raises EngineError where vLLM cannot, as while rows are decoding."""

@@ -19,6 +19,7 @@ from search.plans import REDUCTIONS, Candidate, Draw, Plan, Search, require, sha
 from search.scorers import reduction_of
 from verifiers.answers import extract_answer
 from verifiers.core import (
+    Continuation,
     Engine,
     GenerationRequest,
     Problem,
@@ -107,20 +108,7 @@ def draw(
         requests = [request_for(engine, problem, n=n, seed=seed) for problem in part]
         drawn = engine.generate(requests, sampling)
         for problem, continuations in zip(part, drawn, strict=True):
-            responses = tuple(
-                Response(
-                    problem_id=problem.id,
-                    text=engine.tokenizer.decode(
-                        c.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-                    ),
-                    token_ids=c.token_ids,
-                    logprobs=c.logprobs,
-                    stop_reason=c.stop_reason,
-                    sample=number,
-                )
-                for number, c in enumerate(continuations)
-            )
-            pools.append(Pool(problem=problem, responses=responses))
+            pools.append(Pool(problem=problem, responses=responses_of(engine, problem, continuations)))
         if on_progress is not None:
             on_progress(len(part))
     return pools
@@ -135,6 +123,21 @@ def request_for(engine: Engine, problem: Problem, *, n: int, seed: int) -> Gener
             f"{engine.context_length}; shorten the prompt or use a model with a longer context"
         )
     return GenerationRequest(prefix_ids=prefix, n=n, seed=derive_seed(seed, problem.id))
+
+
+def responses_of(engine: Engine, problem: Problem, drawn: Sequence[Continuation]) -> tuple[Response, ...]:
+    """What an engine drew for a problem, as text beside its ids, numbered from 0."""
+    return tuple(
+        Response(
+            problem_id=problem.id,
+            text=engine.tokenizer.decode(c.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            token_ids=c.token_ids,
+            logprobs=c.logprobs,
+            stop_reason=c.stop_reason,
+            sample=number,
+        )
+        for number, c in enumerate(drawn)
+    )
 
 
 def check_prompts(problems: Sequence[Problem], engine: Engine) -> None:

@@ -1,0 +1,71 @@
+"""However an optimiser batch is cut, in micro-batches or over processes, its gradient is the same; for every preset."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_rewardkit_rl_loop import loop, settings, special
+
+from rewardkit.rl.presets import PRESETS
+
+ROOT = Path(__file__).parents[1]
+
+
+def gradients(**more: Any) -> dict[str, torch.Tensor]:
+    """What the last optimiser step of a loop's first step went along, of all that is trained."""
+    own = loop(settings(**{"steps": 1, **more}))
+    own.run()
+    parts = {f"{part}.{name}": p for part, one in own.models.parts.items() for name, p in one.named_parameters()}
+    return {name: p.grad.clone() for name, p in parts.items() if p.grad is not None}
+
+
+def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference over the norm."""
+    assert one.keys() == other.keys() and one
+    apart = sum(float((one[name].double() - other[name].double()).square().sum()) for name in one)
+    return (apart / sum(float(value.double().square().sum()) for value in one.values())) ** 0.5
+
+
+def options(name: str, tiny_policy: Path, tiny_teacher: Path) -> dict[str, Any]:
+    return {"init": str(tiny_policy), "preset": name, **special(name, tiny_policy, tiny_teacher)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_micro_batches_add_up_to_the_same_gradient(name: str, tiny_policy: Path, tiny_teacher: Path) -> None:
+    given = options(name, tiny_policy, tiny_teacher)
+    whole = gradients(micro_rows=16, **given)
+    for rows in (1, 4, 8):
+        assert gap(whole, gradients(micro_rows=rows, **given)) < 1e-5
+    assert gap(whole, gradients(micro_rows=4, row_tokens=0, **given)) < 1e-5
+
+
+SCRIPT = """
+import json, sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_rewardkit_rl_cuts import gradients
+found = {name: gradients(**given) for name, given in json.loads(sys.argv[2]).items()}
+if torch.distributed.get_rank() == 0:
+    torch.save(found, sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_add_up_to_the_same_gradient(tiny_policy: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    given = {name: options(name, tiny_policy, tiny_teacher) for name in PRESETS}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [str(tmp_path / "script.py"), str(ROOT / "tests"), json.dumps(given), str(tmp_path / "two.pt")]
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    assert two.keys() == given.keys()
+    far = {name: gap(gradients(**given[name]), two[name]) for name in given}
+    assert max(far.values()) < 1e-5, far
