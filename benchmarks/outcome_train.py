@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from claims import arguments, figure, finish
+from made_models import word_model
 from prm_training import ratio
 from trl_peer import THREADS, run_arm, trl_python
 
@@ -40,34 +41,19 @@ WORDS = [f"w{n}" for n in range(500)]
 
 def checkpoint(folder: Path) -> Path:
     """A sequence classifier of 5M parameters whose tokenizer has one token a word."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     from rewardkit.outcome.model import OutcomeModel
     from rewardkit.outcome.starting import as_sequence_classifier, start
 
-    vocabulary = {word: n for n, word in enumerate(["<pad>", "<eos>", *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", model_max_length=1024
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
+    word_model(
+        folder / "policy",
+        WORDS,
         hidden_size=256,
         intermediate_size=768,
         num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "policy")
-    tokenizer.save_pretrained(folder / "policy")
     model, tokenizer = start(folder / "policy")
     OutcomeModel(as_sequence_classifier(model), tokenizer).save(folder / "model")
     return folder / "model"

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from claims import arguments, figure, finish
+from made_models import word_model
 from prm_training import ratio
 from trl_peer import THREADS, run_arm, trl_python
 
@@ -43,35 +44,18 @@ WORDS = [f"w{n}" for n in range(480)]
 
 
 def checkpoint(folder: Path) -> Path:
-    """A causal language model of 1M random weights with one token a word; it ends a response once in 500 tokens."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    vocabulary = {word: n for n, word in enumerate(["<pad>", "<eos>", *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", model_max_length=512
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
+    """A causal language model of 1M random weights; it ends a response once in 500 tokens."""
+    return word_model(
+        folder,
+        WORDS,
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    assert len(tokenizer("w1 w2 w3").input_ids) == 3, "words were lost in tokenising"
-    return folder
 
 
 def measure(name: str, model: Path, folder: Path, *, turns: int, batches: int, warmup: int) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.loop import Loop, StepReport
@@ -148,7 +149,7 @@ def test_adapters_alone_are_moved_and_the_reference_is_without_them(tiny_policy:
     assert abs(kl[0]) < 1e-6 < abs(kl[-1])
 
 
-def test_settings_that_do_not_fit_are_refused(tiny_policy: Path) -> None:
+def test_settings_that_do_not_fit_are_refused(tiny_policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for more, said in (
         ({"prompts": 5, "updates": 2}, "updates must divide prompts"),
         ({"preset": "nothing"}, "preset must be one of reinforce"),
@@ -160,6 +161,10 @@ def test_settings_that_do_not_fit_are_refused(tiny_policy: Path) -> None:
         with pytest.raises(ConfigError, match=said):
             settings(tiny_policy, **more)
     config = settings(tiny_policy)
+    monkeypatch.setattr("accelerate.Accelerator.distributed_type", property(lambda self: DistributedType.FSDP))
+    with pytest.raises(ConfigError, match="launch it without FSDP"):
+        loop(config)
+    monkeypatch.undo()
     with pytest.raises(ConfigError, match="outcome must name one of the rewards even; got 'math'"):
         Loop(config, PROBLEMS, rewards(config)).run()
 

@@ -82,6 +82,11 @@ class Loop:
         self.config, self.rewards, self.outcome = config, rewards, outcome
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         ranks = self.accelerator.num_processes
+        if self.accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise ConfigError(
+                f"rl train shares out responses over processes, not weights; got {self.accelerator.distributed_type}, "
+                "launch it without FSDP, DeepSpeed and Megatron"
+            )
         if config.prompts % (ranks * config.updates):
             raise ConfigError(
                 f"prompts={config.prompts} cannot be shared out over {ranks} processes and {config.updates} updates; "
