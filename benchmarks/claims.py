@@ -29,7 +29,8 @@ def figure(
     name: str, value: float, *, floor: float | None = None, ceiling: float | None = None, unit: str = "", **more: Any
 ) -> dict[str, Any]:
     """One claimed figure: held when it is at least its floor and at most its ceiling."""
-    held = (floor is None or value >= floor) and (ceiling is None or value <= ceiling)
+    value = float(value)
+    held = bool((floor is None or value >= floor) and (ceiling is None or value <= ceiling))
     bounds = {name: bound for name, bound in (("floor", floor), ("ceiling", ceiling)) if bound is not None}
     return {"name": name, "value": value, **bounds, "unit": unit, "held": held, **more}
 

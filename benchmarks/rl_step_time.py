@@ -95,7 +95,7 @@ def measure(name: str, model: Path, folder: Path, *, turns: int, batches: int, w
 def main() -> None:
     """Measure and report."""
     options = arguments(__doc__)
-    turns, batches, warmup = (1, 4, 1) if options.quick else (5, 13, 3)
+    turns, batches, warmup = (1, 4, 1) if options.quick else (5, 9, 2)
     figures: list[dict[str, Any]] = []
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as made:
