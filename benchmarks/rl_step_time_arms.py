@@ -78,7 +78,7 @@ def time_rewardkit(job: Job) -> Job:
     ]
     rewards = RewardList([as_part("even", f"{__file__}:reward")])
     loop = Loop(config, problems, rewards, outcome="even")
-    loop.order = InOrder(problems)
+    loop.supply.order = InOrder(problems)
     rewards.start()
     workers = psutil.Process().children(recursive=True)
 

@@ -82,6 +82,7 @@ def cases(tmp_path: Path, tiny_policy: Path) -> dict[str, tuple[list[str], Path]
         "unknown flag": ["score", "--date", "x.jsonl"],
         "unknown command": ["serch"],
         "report of nothing": ["report", str(tmp_path / "no-run")],
+        "merge of one": ["merge", str(tiny_policy), "--weights", "1", *out],
     }
     return {name: (arguments, tmp_path) for name, arguments in rows.items()}
 
@@ -123,6 +124,7 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_overwritten(
             "rejection",
             "sft",
             "dpo",
+            "merge",
             "rl",
             "rl train",
         ),

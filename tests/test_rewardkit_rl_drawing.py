@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rewardkit.rl.drawing import Order, draw_groups
+from rewardkit.rl.drawing import Draw, Limits, Order, open_groups
 from rewardkit.rl.policy import Drawn, TokenReader
 from rewardkit.rl.sampler import engine_over
 from verifiers.core import Problem, Sampling
@@ -37,8 +37,10 @@ def model(tiny_policy: Path) -> Any:
 
 
 def groups(model: Any, tokenizer: Any, problems: list[Problem], **more: Any) -> Any:
-    given = {"n": 3, "sampling": SAMPLING, "seed": 1, "stream": "step 0"} | more
-    return draw_groups(engine_over(model, tokenizer), problems, **given)
+    engine = engine_over(model, tokenizer)
+    opened = open_groups(engine, problems, **{"n": 3, "seed": 1, "stream": "step 0"} | more)
+    limits = Limits(most=SAMPLING.max_new_tokens)
+    return Draw(opened, engine=engine, stream=engine.stream(SAMPLING), limits=limits, version=0).collect()
 
 
 def test_responses_depend_on_seed_step_and_problem(model: Any, tiny_tokenizer: Any) -> None:

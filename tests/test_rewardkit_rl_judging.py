@@ -22,13 +22,24 @@ from rewardkit.rl.reward_functions import RewardList, as_part
 from rewardkit.rl.reward_types import Scored, StepRewards
 from rewardkit.rl.reward_workers import RewardWorkers
 from rewardkit.rl.sampler import engine_over
+from rewardkit.rl.supply import Supply
 from search.engines.scripted_engine import ScriptedEngine
-from verifiers.core import GenerationRequest, Problem, Response, Sampling, Verdict
+from verifiers.core import Engine, GenerationRequest, Problem, Response, Sampling, Verdict
 from verifiers.errors import ConfigError
 from verifiers.length import GroupLength
 from verifiers.streams import Finished, Rounds
 
 PROBLEMS = [Problem(id=f"p-{n}", prompt=f"{n} ", answer=str(n)) for n in range(4)]
+
+
+class Given:
+    """A sampler that hands out one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def engine(self) -> Engine:
+        return self._engine
 
 
 class Half:
@@ -85,16 +96,21 @@ def at_once(rewards: RewardList, groups: Sequence[Group]) -> Scored:
 @examples(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_whatever_order_groups_end_in(data: st.DataObject) -> None:
-    """A problem that is there twice is one group to whoever compares within a group."""
+    """A problem that is there twice is one group to whoever compares within a group; groups may also stay away."""
     ids = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(sorted))
     sizes = st.lists(st.integers(2, 12), min_size=2, max_size=4)
     groups = [group(PROBLEMS[n], data.draw(sizes)) for n in ids]
+    come = data.draw(st.sets(st.sampled_from(range(len(groups))), min_size=1))
     rewards = reward_list()
-    wanted = at_once(rewards, groups)
+    wanted = at_once(rewards, [g for n, g in enumerate(groups) if n in come])
     with Judging(rewards, [g.problem for g in groups]) as judging:
         for number in data.draw(st.permutations(range(len(groups)))):
-            judging.add(number, groups[number])
+            if number in come:
+                judging.add(number, groups[number])
+            else:
+                judging.leave_out(number)
         found = judging.collect()
+    groups = [g for n, g in enumerate(groups) if n in come]
     for name in ("rewards", "steps", "parts", "reasons", "counts", "extra"):
         assert getattr(found, name) == getattr(wanted, name), name
     # What a function logs is of its calls, which are others; their mean is weighted by rows.
@@ -121,7 +137,8 @@ def test_a_step_is_the_same_with_and_without_overlap(preset: str, tiny_policy: P
         torch.manual_seed(0)
         try:
             engine, order = engine_over(models.policy, models.tokenizer, max_rows=3), Order(PROBLEMS, seed=2)
-            kept, metrics = collect(config, order, rewards, engine=engine, outcome="even", step=0)
+            supply = Supply(config, order, Given(engine))
+            kept, metrics = collect(config, supply, rewards, outcome="even", step=0)
         finally:
             rewards.close()
         assert metrics.pop("seconds/reward_work") > 0
@@ -173,7 +190,8 @@ def test_a_group_is_judged_while_others_decode(tiny_policy: Path) -> None:
 
     config = settings(tiny_policy, change=("kl=null",))
     rewards = RewardList([as_part("watching", Watching())])
-    collect(config, Order(PROBLEMS, seed=0), rewards, engine=engine, outcome="watching", step=0)
+    supply = Supply(config, Order(PROBLEMS, seed=0), Given(engine))
+    collect(config, supply, rewards, outcome="watching", step=0)
     assert sorted(calls) == [[problem.id] * 4 for problem in PROBLEMS]
 
 
@@ -185,5 +203,6 @@ def test_what_the_user_must_mend_is_told(tiny_policy: Path) -> None:
     engine = ScriptedEngine({f"{n} ": ["one", "two"] for n in range(4)})
     config = settings(tiny_policy, change=("kl=null",))
     rewards = RewardList([as_part("broken", Broken())])
+    supply = Supply(config, Order(PROBLEMS, seed=0), Given(engine))
     with pytest.raises(ConfigError, match="no reference answer"):
-        collect(config, Order(PROBLEMS, seed=0), rewards, engine=engine, outcome="broken", step=0)
+        collect(config, supply, rewards, outcome="broken", step=0)

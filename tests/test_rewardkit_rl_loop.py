@@ -18,7 +18,7 @@ from rewardkit.rl.loop import Loop, StepReport
 from rewardkit.rl.presets import PRESETS
 from rewardkit.rl.reward_functions import RewardList, as_part
 from verifiers.core import Problem, Response, Verdict
-from verifiers.errors import ConfigError
+from verifiers.errors import ConfigError, EngineError
 
 ROOT = Path(__file__).parents[1]
 PROBLEMS = [Problem(id=f"p-{n}", prompt=f"One apple and {n} apples: ", answer=str(n)) for n in range(6)]
@@ -192,3 +192,18 @@ def test_two_processes_learn_as_one(name: str, tiny_policy: Path, tmp_path: Path
     one = loop(settings(tiny_policy, preset=name, steps=2))
     one.run()
     assert distance(torch.load(tmp_path / "two.pt", weights_only=True), weights(one)) < 1e-4
+
+
+def test_bfloat16_changes_what_is_computed_and_not_what_is_kept(tiny_policy: Path) -> None:
+    found: dict[bool, tuple[StepReport, dict[str, torch.Tensor]]] = {}
+    for bf16 in (False, True):
+        own = loop(settings(tiny_policy, preset="grpo", steps=1, bf16=bf16))
+        reports: list[StepReport] = []
+        own.run(on_step=reports.append)
+        found[bf16] = reports[0], weights(own)
+        assert all(value.dtype == torch.float32 for value in found[bf16][1].values())
+    # Eight bits of mantissa: log-probabilities of about 5 are off by about a hundredth.
+    assert found[False][0].metrics["sampler/gap"] < 1e-5 < 1e-4 < found[True][0].metrics["sampler/gap"] < 0.05
+    assert 0 < distance(found[False][1], found[True][1]) < 5e-3
+    with pytest.raises(EngineError, match="gap"):
+        loop(settings(tiny_policy, preset="grpo", steps=1, bf16=True, gap=1e-5)).run()

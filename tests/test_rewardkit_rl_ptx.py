@@ -111,7 +111,7 @@ def test_neither_random_states_nor_batches_are_touched(tiny_policy: Path, text: 
         own.run(on_step=reports.append)
         drawn = [[r.token_ids for g in report.sampled.groups for r in g.responses] for report in reports]
         states = (torch.get_rng_state().tolist(), np.random.rand(), random.random())
-        runs.append((drawn, states, own.order.position, weights(own)))
+        runs.append((drawn, states, own.supply.order.position, weights(own)))
     (drawn, states, position, plain), (drawn_too, states_too, position_too, tiny) = runs
     assert (drawn, states, position) == (drawn_too, states_too, position_too)
     assert distance(plain, tiny) == 0.0

@@ -42,7 +42,7 @@ def run(config: Any, **engine: Any) -> tuple[Loop, Copied | None, list[StepRepor
     copied = None
     if engine:
         copied = Copied(config.init, own.models.tokenizer, **engine)
-        own.sampler = VllmSampler(copied, own.models.policy)  # type: ignore[arg-type]
+        own.supply.sampler = VllmSampler(copied, own.models.policy)  # type: ignore[arg-type]
     reports: list[StepReport] = []
     own.run(on_step=reports.append)
     return own, copied, reports

@@ -1,4 +1,4 @@
-"""The command line: `rewardkit score | search | prm ... | orm ... | sft | dpo | rejection | pairs | report | ...`.
+"""The command line: `rewardkit score | search | prm ... | orm ... | sft | dpo | merge | rejection | pairs | ...`.
 
 Commands are named by import string and loaded when they run, so that `--help` needs no torch. Every command
 takes one frozen dataclass; `--config job.yaml` fills it and flags win wherever they stand. Exit codes: 0 ok,
@@ -57,6 +57,7 @@ app.command("rewardkit.cli.offline:pairs", name="pairs", help="Preference pairs 
 app.command("rewardkit.cli.offline:rejection", name="rejection", help="Sample, verify, keep: rows to imitate.")
 app.command("rewardkit.cli.offline:sft", name="sft", help="Supervised fine-tuning: imitate responses.")
 app.command("rewardkit.cli.offline:dpo", name="dpo", help="Direct preference optimisation of a policy on pairs.")
+app.command("rewardkit.cli.merge:merge", name="merge", help="Average the weights of models, without training.")
 
 
 app.meta.suppress_keyboard_interrupt = False

@@ -1,111 +1,40 @@
-"""A second process that draws while this one learns, with its own copy of the policy and its own threads.
+"""A second process that draws while this one learns, seen from this one (`drawing_process.py` is the other end).
 
-Weights come to it through shared memory. There are as many places in it as versions may wait to be used: version v
-lies in place v mod S, and is written there by one copy once no job needs what lay there any more. A job is requests and
-the version to draw them with; the process copies those weights into its own model, says so, draws with a new engine
-(so that a job's continuations depend on its requests and weights alone), sends each request's continuations as they
-end, and at last its gap between sampler and trainer at these weights (`sampler_gap.py`).
-
-Neither side waits for the other to read: each end has a thread that reads and the process one that writes. If it dies,
-whoever waits for it is told at once; if this process ends, however that may be, the pipe breaks and the other one
-ends with it. A key press that interrupts is for this process alone, which ends the other.
+It is started with the first weights it gets. `publish` copies weights into shared memory, once a version; a stream is
+one job, drawn with a version that was published. Whoever waits for a message is told at once, in one sentence, when
+the process has died. It ends with this one, and at `close`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import queue
-import signal
-import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import multiprocessing
 
 from rewardkit.rl.config import RlConfig
+from rewardkit.rl.drawing_process import Broke, Copied, Ended, Found, Job, SharedWeights, run
 from rewardkit.rl.sampler_gap import Gap
-from verifiers.core import Continuation, GenerationRequest
+from verifiers.core import GenerationRequest
 from verifiers.errors import EngineError
 from verifiers.streams import Finished
-
-ALIGNED = 64
-"""Bytes at multiples of which a tensor begins."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is to be drawn."""
-
-    number: int
-    version: int
-    requests: tuple[GenerationRequest, ...]
-    urgent: bool
-    """Before all jobs that wait."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Copied:
-    """A job's weights are in the process's own model."""
-
-    job: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """A request of a job is complete."""
-
-    job: int
-    place: int
-    continuations: list[Continuation]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """A job is complete."""
-
-    job: int
-    gap: Gap
-
-
-@dataclass(frozen=True, kw_only=True)
-class Broke:
-    """The process can do no more."""
-
-    why: str
-
-
-class SharedWeights:
-    """Places for weights of the same names and shapes in memory that two processes have."""
-
-    def __init__(self, like: Mapping[str, torch.Tensor], places: int) -> None:
-        self._layout: dict[str, tuple[int, int, torch.dtype, torch.Size]] = {}
-        end = 0
-        for name, value in like.items():
-            size = value.numel() * value.element_size()
-            self._layout[name] = end, size, value.dtype, value.shape
-            end += -(-size // ALIGNED) * ALIGNED
-        self._bytes = torch.empty(places, end, dtype=torch.uint8).share_memory_()
-        self.places = places
-
-    def at(self, version: int) -> dict[str, torch.Tensor]:
-        """The tensors of a version's place."""
-        row = self._bytes[version % self.places]
-        return {
-            name: row[start : start + size].view(dtype).view(shape)
-            for name, (start, size, dtype, shape) in self._layout.items()
-        }
 
 
 class Process(Protocol):
     """A process as far as it is looked at from here."""
 
-    sentinel: int
-    exitcode: int | None
+    @property
+    def sentinel(self) -> int:
+        """What becomes ready when it ends."""
+        ...
+
+    @property
+    def exitcode(self) -> int | None:
+        """Minus a signal's number where one ended it."""
+        ...
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for its end."""
@@ -116,13 +45,19 @@ class Process(Protocol):
         ...
 
 
-Start = Callable[[Connection, SharedWeights, RlConfig, str], Process]
-"""Starts what draws at the other end of a connection, on a device."""
+Start: TypeAlias = Callable[[Connection, SharedWeights, RlConfig, str], Process]
+"""Starts what draws on a device at the other end of a connection, which it closes here."""
+
+
+class DrawingEnded(EngineError):
+    """The process that draws is gone."""
+
+    usage = False
 
 
 def spawned(connection: Connection, weights: SharedWeights, config: RlConfig, device: str) -> Process:
-    """A new Python process. A script that starts one must do so under `if __name__ == "__main__"`."""
-    process = multiprocessing.get_context("spawn").Process(
+    """A new Python process; a script may start one only under `if __name__ == "__main__"`."""
+    process: Any = multiprocessing.get_context("spawn").Process(
         target=run, args=(connection, weights, config, device), name="rewardkit-sampler", daemon=True
     )
     process.start()
@@ -133,19 +68,19 @@ def spawned(connection: Connection, weights: SharedWeights, config: RlConfig, de
 class RemoteStream:
     """Implements `verifiers.streams.Stream` for the requests of one job."""
 
-    def __init__(self, background: Background, version: int, *, urgent: bool) -> None:
-        self._background, self._version, self._urgent = background, version, urgent
+    def __init__(self, background: Background, *, version: int, urgent: bool) -> None:
+        self._background, self.version, self._urgent = background, version, urgent
         self._open: set[int] = set()
         self._ready: list[Finished] = []
         self._gap: Gap | None = None
-        self.sent = self.copied = False
+        self.copied = False
+        """Whether its weights are in the process's own model."""
 
     def submit(self, requests: Sequence[GenerationRequest]) -> list[int]:
         """See `Stream`; once a stream."""
-        assert not self.sent
-        self.sent = True
+        assert not self._open
         self._open = set(range(len(requests)))
-        self._background.send(self, self._version, requests, urgent=self._urgent)
+        self._background.send(self, requests, urgent=self._urgent)
         return list(range(len(requests)))
 
     def collect(self) -> list[Finished]:
@@ -157,7 +92,7 @@ class RemoteStream:
         return ready
 
     def cancel(self, tickets: Sequence[int]) -> None:
-        """See `Stream`; what is drawn for them is thrown away."""
+        """See `Stream`; it is drawn all the same, and thrown away."""
         self._open -= set(tickets)
         self._ready = [one for one in self._ready if one[0] in self._open]
 
@@ -182,60 +117,95 @@ class RemoteStream:
             self._ready.append((message.place, message.continuations))
 
 
-@dataclass(kw_only=True)
-class _Running:
-    connection: Connection
-    process: Process
-    weights: SharedWeights
-    last: dict[int, int] = field(default_factory=dict)
-    """Place -> the version in it."""
-
-
 class Background:
-    """The other process, started when it first gets weights."""
+    """The other process, from its first weights on."""
 
-    def __init__(self, config: RlConfig, *, device: str, start: Start = spawned) -> None:
-        self._config, self._device, self._start = config, device, start
-        self._running: _Running | None = None
+    def __init__(self, config: RlConfig, *, places: int, device: str = "cpu", start: Start = spawned) -> None:
+        """`places`: how many versions may be waited for at the same time."""
+        self._config, self._places, self._device, self._start = config, places, device, start
+        self.process: Process | None = None
+        self._connection: Connection | None = None
+        self._weights: SharedWeights | None = None
+        self._published: dict[int, int] = {}
+        """Place -> the version in it."""
         self._streams: dict[int, RemoteStream] = {}
-        self._versions: dict[int, int] = {}
-        """Job -> its version, while its weights are not copied."""
-        self._number = 0
-
-    @property
-    def process(self) -> Process | None:
-        """What was started, while it runs."""
-        return None if self._running is None else self._running.process
+        self._jobs = 0
 
     def publish(self, version: int, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Make weights known as a version; waits until nothing needs what lies in their place."""
-        if self._running is None:
-            self._running = self._begin(dict(weights))
-            weights = ()
-            self._running.last[version % self._running.weights.places] = version
-            for name, value in self._first.items():
-                self._running.weights.at(version)[name].copy_(value)
-            del self._first
+        """Make weights known as a version; waits until no job needs what lies in their place."""
+        if self._published.get(version % self._places) == version:
             return
-        places = self._running.weights
-        there = self._running.last.get(version % places.places)
-        if there == version:
-            return
-        while there in self._versions.values():
+        if self._weights is None:
+            given = dict(weights)
+            self._weights, weights = SharedWeights(given, places=self._places), given.items()
+        while any(not one.copied and one.version % self._places == version % self._places for one in self._needing()):
             self.receive()
-        own = places.at(version)
-        for name, value in weights:
-            own[name].copy_(value)
-        self._running.last[version % places.places] = version
+        place = self._weights.at(version)
+        with torch.no_grad():
+            for name, value in weights:
+                place[name].copy_(value)
+        self._published[version % self._places] = version
+        if self.process is None:
+            ours, theirs = multiprocessing.get_context("spawn").Pipe()
+            self._connection = ours
+            self.process = self._start(theirs, self._weights, self._config, self._device)
+            weakref.finalize(self, _end, self.process, ours)
 
     def stream(self, version: int, *, urgent: bool = False) -> RemoteStream:
-        """For one job, with the weights of a version that was published and not written over."""
-        return RemoteStream(self, version, urgent=urgent)
+        """For one job, with the weights of the last version that was published in its place."""
+        assert self._published[version % self._places] == version
+        return RemoteStream(self, version=version, urgent=urgent)
 
-    def send(self, stream: RemoteStream, version: int, requests: Sequence[GenerationRequest], *, urgent: bool) -> None:
-        """A stream's requests, as a job."""
-        ...
+    def send(self, stream: RemoteStream, requests: Sequence[GenerationRequest], *, urgent: bool) -> None:
+        """Have a stream's requests drawn."""
+        assert self._connection is not None
+        self._jobs += 1
+        self._streams[self._jobs] = stream
+        job = Job(number=self._jobs, version=stream.version, requests=tuple(requests), urgent=urgent)
+        try:
+            self._connection.send(job)
+        except OSError as error:
+            raise self._died() from error
 
     def receive(self) -> None:
         """Wait for a message and hand it on. Raises EngineError where the process has died."""
-        ...
+        assert self._connection is not None and self.process is not None
+        if self._connection not in wait([self._connection, self.process.sentinel]):
+            raise self._died()
+        try:
+            message = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+        if isinstance(message, Broke):
+            self.close()
+            raise DrawingEnded(f"the process that draws could not go on: {message.why}")
+        self._streams[message.job].take(message)
+        if isinstance(message, Ended):
+            del self._streams[message.job]
+
+    def close(self) -> None:
+        """End the process; what it has not sent is lost. `publish` starts another one."""
+        if self.process is not None and self._connection is not None:
+            _end(self.process, self._connection)
+        self.process = self._connection = None
+        self._streams, self._published = {}, {}
+
+    def _needing(self) -> list[RemoteStream]:
+        return list(self._streams.values())
+
+    def _died(self) -> DrawingEnded:
+        assert self.process is not None
+        self.process.join(5)
+        code = self.process.exitcode
+        self.close()
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return DrawingEnded(
+            f"the process that draws has ended ({how}), and with it the run; if memory ran out, lower engine_rows, "
+            "and go on from the last checkpoint with resume"
+        )
+
+
+def _end(process: Process, connection: Connection) -> None:
+    connection.close()
+    process.kill()
+    process.join(5)

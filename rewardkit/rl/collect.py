@@ -1,5 +1,8 @@
 """A step's groups with their rewards; with a filter, groups that say nothing are drawn anew (DAPO's dynamic sampling).
 
+Where they come from is `supply.py`'s business. With responses in pieces a step learns from the groups that have become
+whole in it, however many, and draws on in the same step only while there is none; a filter's place is taken by others.
+
 A filter looks at outcomes and not at shaped rewards: shaping must not rescue a group that failed altogether. Groups are
 drawn for what is missing, at most `rounds` times; a step that is not full by then is trained on as it is, and says so.
 
@@ -8,6 +11,7 @@ Rewards are computed while other groups still decode (`judging.py`), or with `ov
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,13 +21,14 @@ from typing import Any
 import torch
 
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.drawing import Group, Order, draw_groups
+from rewardkit.rl.drawing import Draw, Group
 from rewardkit.rl.filters import constant_rows
 from rewardkit.rl.judging import Judging
 from rewardkit.rl.reward_functions import RewardList
 from rewardkit.rl.reward_types import Scored
 from rewardkit.rl.steps import Sampled, outcomes_of
-from verifiers.core import Engine, Problem, StopReason
+from rewardkit.rl.supply import Supply
+from verifiers.core import StopReason
 
 ENDS = {"finished": StopReason.STOP, "truncated": StopReason.LENGTH, "repetition": StopReason.REPETITION}
 """How responses end, by the name of the figure that has their share."""
@@ -31,10 +36,9 @@ ENDS = {"finished": StopReason.STOP, "truncated": StopReason.LENGTH, "repetition
 
 def collect(
     config: RlConfig,
-    order: Order[Problem],
+    supply: Supply,
     rewards: RewardList,
     *,
-    engine: Engine,
     outcome: str,
     step: int,
     rank: int = 0,
@@ -48,67 +52,81 @@ def collect(
     shared out anew, in the problems' order, so that several processes learn from the same groups as one. `gather` joins
     the lists of all processes; `note` is told when a phase ends: "draw", and "score" for what was waited for then.
     Figures, of this process: draw/groups, draw/kept; the shares draw/finished (an end token), draw/truncated (the
-    length limit) and draw/repetition (a loop), which add up to 1; seconds/reward_work, all workers' seconds added up.
+    length limit) and draw/repetition (a loop), which add up to 1; seconds/reward_work, all workers' seconds added up;
+    off policy draw/staleness, how many steps the weights that drew a token were behind, and those of `supply`.
     """
     kept: list[tuple[tuple[int, int], Sampled]] = []
     spare: list[Sampled] = []
     total = 0
     metrics: dict[str, float] = {}
     ends: Counter[StopReason] = Counter()
-    drawn, work = 0, 0.0
-    for number in range(config.rounds):
-        # As many as a whole step, so that the order's position does not depend on what is lacking.
-        problems = order.take(config.prompts)[: config.prompts - total][rank::ranks]
-        if problems:
-            part, seconds = _round(config, problems, rewards, engine, outcome, f"step {step} round {number}", note)
+    drawn, work, wanted, rounds, stuck = 0, 0.0, config.prompts, 0, False
+    supply.begin(step)
+    note("weights")
+    for number in itertools.count():
+        draw = supply.again() if stuck else None
+        draw = draw or supply.draw(number, wanted - total, rank=rank, ranks=ranks)
+        part = None
+        if draw is not None:
+            part, seconds = _round(config, draw, supply, rewards, outcome, note)
             work += seconds
+            if stuck := part is None:
+                continue
+        if part is not None:
             ends.update(response.stop_reason for group in part.groups for response in group.responses)
             metrics = metrics or dict(part.scored.metrics)
             drawn += len(part.groups)
             spare = split(part)
             kept += [((number, place * ranks + rank), one) for place, one in informative(part, config)]
+            if config.segment_tokens and not rounds:
+                wanted = len(part.groups)
         total = len(gather([key for key, _ in kept]))
-        if total == config.prompts:
+        rounds += 1
+        if total >= wanted or rounds == config.rounds:
             break
+    supply.full()
     if ranks > 1 and config.table.filter != "none":
         kept = sorted(gather(kept), key=lambda one: one[0])[rank::ranks]
     # Where nothing says anything nothing will be learned, but the step counts and its figures are told.
     own = [one for _, one in kept] or spare[: 1 if total else None]
     metrics |= {"draw/groups": float(drawn), "draw/kept": float(len(own)), "seconds/reward_work": work}
     metrics |= {f"draw/{name}": ends[reason] / max(1, ends.total()) for name, reason in ENDS.items()}
-    return joined(own), metrics
+    sampled = joined(own)
+    if config.off_policy:
+        behind = sum(group.behind(step) for group in sampled.groups)
+        metrics["draw/staleness"] = behind / max(1, sum(len(row.response) for row in sampled.rows))
+    return sampled, metrics | supply.figures()
 
 
 def _round(
     config: RlConfig,
-    problems: Sequence[Problem],
+    draw: Draw,
+    supply: Supply,
     rewards: RewardList,
-    engine: Engine,
     outcome: str,
-    stream: str,
     note: Callable[[str], None],
-) -> tuple[Sampled, float]:
-    """Groups with their rewards, and the seconds of judging."""
+) -> tuple[Sampled | None, float]:
+    """Whole groups with their rewards, and the seconds of judging; None where no group is whole."""
 
-    def drawn(on_group: Callable[[int, Group], None]) -> list[Group]:
-        found = draw_groups(
-            engine,
-            problems,
-            n=config.group,
-            sampling=config.sampling,
-            seed=config.seed,
-            stream=stream,
-            on_group=on_group,
-        )
+    def drawn(*told: Callable[..., None]) -> list[Group]:
+        found = draw.collect(*told)
+        supply.drawn(draw)
+        if found and config.table.filter == "none":
+            # No further group can be wanted: what comes next may begin while these are judged.
+            supply.full()
         note("draw")
         return found
 
     if config.overlap:
-        with Judging(rewards, problems) as judging:
-            groups = drawn(judging.add)
+        with Judging(rewards, [group.problem for group in draw.groups]) as judging:
+            groups = drawn(judging.add, judging.leave_out)
+            if not groups:
+                return None, 0.0
             scored, work = judging.collect(), judging.work
     else:
-        groups = drawn(lambda number, group: None)
+        groups = drawn()
+        if not groups:
+            return None, 0.0
         started = time.perf_counter()
         scored = rewards.score(
             [group.problem for group in groups for _ in group.responses],

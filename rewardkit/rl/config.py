@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from prm.fit_config import default, refuse_without_effect, require, require_choices
+from rewardkit.rl.off_policy import how_old, refuse_unweighted
 from rewardkit.rl.presets import PRESETS, preset
 from rewardkit.rl.table import Table
 from search.engines.rows import RepetitionRule, check_sampling
@@ -77,6 +78,16 @@ class RlConfig:
     """Most tokens of a prompt and its response in vLLM; 0 is the model's own limit, for which there must be memory."""
     vllm_eager: bool = False
     """Let vLLM run without compiled graphs: it starts sooner and decodes more slowly."""
+    staleness: int = 0
+    """Steps that the weights which draw a step's responses are behind: a second process draws so many steps ahead while
+    this one learns. 0 draws when a step begins."""
+    sampler_threads: int = 1
+    """Of staleness: threads of the process that draws."""
+    segment_tokens: int = 0
+    """A response that has not ended after so many new tokens of a step goes on in the next one, and is learned from
+    once its whole group has ended; 0 draws responses at once."""
+    segment_age: int = 4
+    """Of segment_tokens: most steps that the weights of a response's first piece may be behind; others are dropped."""
     repetition: int = 0
     """End a response whose last tokens are one pattern of at most so many tokens again and again; 0 lets it go on."""
     repetition_times: int = 4
@@ -94,8 +105,9 @@ class RlConfig:
     """Names of the modules that get adapters."""
     bf16: bool = False
     """Compute in bfloat16 (weights stay float32)."""
-    gap: float = 1e-3
-    """Mean difference of sampler's and trainer's log-probabilities above which a run stops (0.05 with bf16)."""
+    gap: float | None = None
+    """Mean difference of sampler's and trainer's log-probabilities above which a run stops; unless it is given 0.001,
+    with bf16 0.05."""
     eval_every: int = 0
     """Steps between measurements on held-out problems; 0 measures none."""
     eval_samples: int = 4
@@ -117,10 +129,11 @@ class RlConfig:
         for name in (*counts, "ptx_rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more; got {getattr(self, name)!r}")
-        require(self, ("rate", "implicit_rate", "max_grad_norm", "temperature", "lora_alpha", "gap"), above=True)
+        require(self, ("rate", "implicit_rate", "max_grad_norm", "temperature", "lora_alpha"), above=True)
         require(self, ("warmup", "weight_decay", "lora_rank", "eval_every", "save_steps"), above=False)
-        if self.row_tokens is not None:
-            require(self, ("row_tokens",), above=False)
+        for name, above in (("row_tokens", False), ("gap", True)):
+            if getattr(self, name) is not None:
+                require(self, (name,), above=above)
         require_choices(self, {"value_model": ("shared", "own")})
         self._check_sampler()
         if self.prompts % self.updates:
@@ -143,7 +156,15 @@ class RlConfig:
                 f"top_p={self.top_p:g} and top_k={self.top_k} cut tokens off that the trainer would count, so that no "
                 "ratio is 1; add the change masks.keep_sampling=true"
             )
-        if table.kl.target == "old" and self.epochs * self.updates == 1:
+        if table.masks.keep_routing and self.engine != "transformers":
+            raise ConfigError(
+                f"masks.keep_routing needs to know which experts the sampler took, and engine={self.engine!r} does not "
+                "say; use engine 'transformers', or leave masks.keep_routing out"
+            )
+        if self.off_policy:
+            cause = f"staleness={self.staleness}" if self.staleness else f"segment_tokens={self.segment_tokens}"
+            refuse_unweighted(table, cause, cuts=self.cuts)
+        elif table.kl.target == "old" and self.epochs * self.updates == 1:
             raise ConfigError(
                 "kl.target='old' with one update a batch holds nothing: the policy is still the old one then; set "
                 "updates or epochs to 2 or more"
@@ -164,9 +185,24 @@ class RlConfig:
         return preset(self.preset, **changes_of(self.change, PRESETS))
 
     @property
+    def off_policy(self) -> bool:
+        """Whether responses may come from older weights than those that learn from them."""
+        return bool(self.staleness or self.segment_tokens)
+
+    @property
+    def oldest_piece(self) -> int:
+        """Most steps that the weights which drew a token may be behind."""
+        return self.segment_age if self.segment_tokens else self.staleness
+
+    @property
     def cuts(self) -> bool:
         """Whether the sampler leaves tokens out."""
         return self.top_p < 1.0 or self.top_k > 0
+
+    @property
+    def gap_limit(self) -> float:
+        """What the gap must stay below."""
+        return (0.05 if self.bf16 else 1e-3) if self.gap is None else self.gap
 
     @property
     def sampling(self) -> Sampling:
@@ -187,6 +223,21 @@ class RlConfig:
         require(self, ("engine_rows", "vllm_memory"), above=True)
         require(self, ("vllm_context", "repetition"), above=False)
         _ = self.repetition_rule
+        require(self, ("sampler_threads", "segment_age"), above=True)
+        require(self, ("staleness", "segment_tokens"), above=False)
+        for name, owner in (("sampler_threads", "staleness"), ("segment_age", "segment_tokens")):
+            if not getattr(self, owner) and getattr(self, name) != default(self, name):
+                raise ConfigError(f"{name}={getattr(self, name)!r} has no effect with {owner}=0; set it, or leave both")
+        if self.staleness and self.engine == "vllm":
+            raise ConfigError(
+                f"staleness={self.staleness} draws in a second process, and vLLM draws in this one so far; take "
+                "engine='transformers', or staleness 0"
+            )
+        if self.segment_tokens >= self.max_new_tokens:
+            raise ConfigError(
+                f"segment_tokens={self.segment_tokens} has no effect with max_new_tokens={self.max_new_tokens}, which "
+                "is no longer; make it smaller"
+            )
         if self.engine == "vllm":
             check_sampling(self.sampling)
             if self.vllm_memory > 1:
@@ -207,6 +258,9 @@ class RlConfig:
         policy = "on-policy (1 update a batch): clipping inactive, ratio 1"
         if times > 1:
             policy = f"{times} updates a batch: the ratio moves from 1, and clipping acts"
+        if self.off_policy:
+            old = how_old(staleness=self.staleness, segment_tokens=self.segment_tokens, oldest_piece=self.oldest_piece)
+            policy = f"off-policy ({old}; {times} update{'s' * (times > 1)} a batch): no ratio begins at 1"
         kl = "no KL" if own.kl.target == "none" else f"{own.kl.estimator} in {own.kl.place} x {own.kl.coefficient:g}"
         kl += f" to the {own.kl.target}" if own.kl.target not in ("none", "ref") else ""
         return (

@@ -79,7 +79,7 @@ class ImplicitRewards:
         size, width = self.config.micro_rows, batch.mask_BT.shape[1]
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            with self.accelerator.autocast():
+            with self.models.autocast():
                 with torch.no_grad():
                     base = self.models.implicit_reference.read(part).logprobs
                 with nullcontext() if per_response is not None else torch.no_grad():

@@ -64,11 +64,13 @@ class Judging:
     def add(self, number: int, group: Group) -> None:
         """A group that is whole, and its number; judged once all groups of its problem are there."""
         self._groups[number] = group
-        missing = self._missing[group.problem.id]
-        missing.discard(number)
-        if missing:
+        self._missing[group.problem.id].discard(number)
+        self._begin(group.problem.id)
+
+    def _begin(self, name: str) -> None:
+        same = tuple(n for n, problem in enumerate(self._problems) if problem.id == name and n in self._groups)
+        if self._missing[name] or not same:
             return
-        same = tuple(n for n, problem in enumerate(self._problems) if problem.id == group.problem.id)
         self._begun.append(same)
         problems, responses = self._batch(same)
         for part in self._rewards.parts:
@@ -76,9 +78,15 @@ class Judging:
                 call = self._threads[part.name].submit(self._judge, part.source, problems, responses)
                 self._calls[part.name].append(call)
 
+    def leave_out(self, number: int) -> None:
+        """A group that does not come; the others of its problem are judged without it."""
+        problem = self._problems[number]
+        self._missing[problem.id].discard(number)
+        self._begin(problem.id)
+
     def collect(self) -> Scored:
-        """Wait for everything. RewardError for too few rewards, or with on_error "raise" for a reward that broke."""
-        problems, responses = self._batch(range(len(self._problems)))
+        """Wait for what came. RewardError for too few rewards, or with on_error "raise" for a reward that broke."""
+        problems, responses = self._batch(sorted(self._groups))
         # Models first: they work here, while the others go on.
         late = {
             part.name: self._judge(part.source, problems, responses)
@@ -102,7 +110,7 @@ class Judging:
     def _in_order(self, part: RewardPart) -> PartValues:
         """What the part said of all responses, in the order of the batch."""
         at, rows = 0, {}
-        for number in range(len(self._problems)):
+        for number in sorted(self._groups):
             rows[number] = range(at, at := at + len(self._groups[number].responses))
         calls = sorted(zip(self._begun, self._calls[part.name], strict=True), key=lambda pair: pair[0])
         found = PendingValues(calls=tuple(call for _, call in calls)).collect()

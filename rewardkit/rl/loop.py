@@ -1,20 +1,20 @@
 """The online loop: draw, score, estimate, update; one step after another, and again after a kill.
 
-    draw      `prompts` groups of `group` responses with the model as it is (`sampler.py`); groups that the table's
-              filter leaves out are drawn anew, at most `rounds` times
+    draw      `prompts` groups of `group` responses with the model as it is, or ahead by a second process (`supply.py`);
+              groups that the table's filter leaves out are drawn anew, at most `rounds` times
     score     the reward list, outcomes, step scores (`reward_functions.py`, `steps.py`), guards
     estimate  advantages of all rows of the step (`advantages.py`)
     update    `epochs` x `updates` optimiser steps; each weighs its rows once (`weights.py`), then reads them in
               micro-batches sorted by length; rows that change nothing are not read
 
-The sampler's log-probabilities are the old ones, so there is no second forward pass; how far they are from the
-trainer's is measured in the first update of every step, where they must be equal, and a run whose gap passes the limit
-stops. Several processes draw and score their own problems; sums, gradients and figures are added up over them.
+The sampler's log-probabilities are the old ones, so there is no second forward pass, except for weights e^(o - mu) of
+the table, which compare the two. How far they are from the trainer's at the same weights is measured in every step, and
+a run whose gap passes the limit stops (`sampler_gap.py`). Several processes draw and score their own problems; sums,
+gradients and figures are added up over them.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -29,6 +29,7 @@ from accelerate.utils import gather_object
 from rewardkit.rl import checkpoint
 from rewardkit.rl.advantages import estimate
 from rewardkit.rl.batch import Batch
+from rewardkit.rl.clock import Clock
 from rewardkit.rl.collect import collect
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.drawing import Order
@@ -40,15 +41,18 @@ from rewardkit.rl.models import Models
 from rewardkit.rl.policy import Drawn
 from rewardkit.rl.ptx import PtxText
 from rewardkit.rl.reward_functions import RewardList
+from rewardkit.rl.routing import with_routes
 from rewardkit.rl.sampler import Sampler, sampler_for
+from rewardkit.rl.sampler_gap import GapGuard
 from rewardkit.rl.step_config import StepChoice
 from rewardkit.rl.steps import Sampled, batch_of
+from rewardkit.rl.supply import supply_for
 from rewardkit.rl.table import Table
 from rewardkit.rl.tally import Tally
 from rewardkit.rl.update import Updater
 from search.strategies.best_of_n import check_prompts
 from verifiers.core import Problem
-from verifiers.errors import ConfigError, EngineError
+from verifiers.errors import ConfigError
 
 SUMMED = ("draw/groups", "draw/kept", "seconds/reward_work")
 """Figures that are added up over processes; of others the mean is told."""
@@ -96,9 +100,16 @@ class Loop:
         self.steps = (steps or StepChoice()).config(self.table)
         self.guards = guards or Guards()
         self.models = Models(config, device=self.accelerator.device)
-        self.sampler = sampler or sampler_for(config, self.models, processes=ranks)
+        self.supply = supply_for(
+            config,
+            Order(problems, seed=config.seed),
+            sampler or sampler_for(config, self.models, processes=ranks),
+            self.models,
+            processes=ranks,
+            autocast=self.models.autocast,
+        )
         check_prompts(problems, self.sampler.engine())
-        self.order = Order(problems, seed=config.seed)
+        self.gaps = GapGuard(config.gap_limit)
         self.ptx = PtxText(config, self.models) if self.table.ptx else None
         self.updater = Updater(config, self.models, self.accelerator, self.ptx)
         self.implicit = None
@@ -107,6 +118,11 @@ class Loop:
         self.beta = self.table.kl.coefficient
         self.done = 0
         self._kl: tuple[float, int] | None = None
+
+    @property
+    def sampler(self) -> Sampler:
+        """Draws with the weights as they are."""
+        return self.supply.sampler
 
     def run(
         self,
@@ -118,24 +134,28 @@ class Loop:
         """Take the steps that are left; with `work`, save every `save_steps` and, with `resume`, go on from there."""
         if resume and work is not None and (saved := checkpoint.load_last(work)) is not None:
             self.restore(saved)
-        while self.done < self.config.steps:
-            on_step(self.step())
-            if work is not None and self.config.save_steps and self.done % self.config.save_steps == 0:
-                if self.accelerator.is_main_process:
-                    checkpoint.save(work, self.done, tensors=self.tensors(), state=self.state())
-                self.accelerator.wait_for_everyone()
+        try:
+            while self.done < self.config.steps:
+                on_step(self.step())
+                if work is not None and self.config.save_steps and self.done % self.config.save_steps == 0:
+                    if self.accelerator.is_main_process:
+                        checkpoint.save(work, self.done, tensors=self.tensors(), state=self.state())
+                    self.accelerator.wait_for_everyone()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the process that draws, where there is one; `run` does it by itself."""
+        self.supply.close()
 
     def step(self) -> StepReport:
         """Draw, score, estimate, update."""
-        clock = _Clock()
+        clock = Clock()
         self.beta = self._next_beta()
-        engine = self.sampler.engine()
-        clock.note("weights")
         sampled, metrics = collect(
             self.config,
-            self.order,
+            self.supply,
             self.rewards,
-            engine=engine,
             outcome=self.outcome,
             step=self.done,
             rank=self.accelerator.process_index,
@@ -152,6 +172,8 @@ class Loop:
             device=self.accelerator.device,
         )
         rows = sampled.rows
+        if table.masks.keep_routing:
+            rows = with_routes(rows, self.supply.engine)
         if self.config.cuts:
             rows, drawn = keep_sampling(
                 self.models.reader,
@@ -159,7 +181,7 @@ class Loop:
                 drawn,
                 self.config.sampling,
                 micro_rows=self.config.micro_rows,
-                autocast=self.accelerator.autocast,
+                autocast=self.models.autocast,
                 cut_reported=self.config.engine == "vllm",
             )
         batch = self._read(drawn, rows, table)
@@ -172,7 +194,7 @@ class Loop:
             both = self.updater.over_ranks(torch.stack([total.double(), tokens.double()])).tolist()
             self._kl = both[0] / max(both[1], 1.0), self.config.prompts * self.config.group
         clock.note("estimate")
-        tally = self.updater.run(batch, rows, found, table, beta=self.beta)
+        tally = self.updater.run(batch, rows, found, table, beta=self.beta, off_policy=self.config.off_policy)
         clock.note("update")
         self.done += 1
         metrics |= {f"update/{name}": value for name, value in self._over_ranks(tally).figures().items()}
@@ -181,7 +203,10 @@ class Loop:
         metrics |= {"kl/coefficient": self.beta, "tokens": float(batch.mask_BT.sum())}
         # The mean of -log p over drawn tokens is an unbiased estimate of the entropy, and costs nothing.
         metrics["entropy/drawn"] = -float(batch.sampler_BT[batch.mask_BT].mean())
-        self._check_gap(metrics)
+        compared, apart = metrics.pop("update/gap_tokens", 0.0), metrics.pop("update/gap_sum", 0.0)
+        # Where the weights have moved since, whoever drew has measured it.
+        metrics.setdefault("sampler/gap", apart / max(compared, 1.0))
+        alarms += self.gaps.observe(metrics["sampler/gap"], self.done)
         return StepReport(step=self.done, metrics=metrics, sampled=sampled, alarms=alarms)
 
     def _guarded(self, sampled: Sampled, metrics: dict[str, float]) -> tuple[Table, tuple[Alarm, ...]]:
@@ -231,9 +256,12 @@ class Loop:
 
     @torch.no_grad()
     def _read(self, batch: Batch, rows: Sequence[Drawn], table: Table) -> Batch:
-        """The batch with what the table needs of the old policy's inner layer, the reference and the critic."""
+        """The batch with what the table needs of the old policy, its inner layer, the reference and the critic."""
         made: dict[str, Any] = {}
         kl = table.kl
+        masks = table.masks
+        if (masks.importance != "none" or masks.reject is not None) and not self.config.cuts:
+            made["old_BT"] = self._in_pieces(rows, lambda part: self.models.reader.read(part).logprobs, batch)
         if table.layer is not None:
             made["old_BT"] = self._in_pieces(
                 rows, lambda part: self.models.reader.read(part, layer=table.layer).logprobs, batch
@@ -256,7 +284,7 @@ class Loop:
     ) -> torch.Tensor:
         found_BT = torch.zeros_like(batch.old_BT)
         for start in range(0, len(rows), self.config.micro_rows):
-            with self.accelerator.autocast():
+            with self.models.autocast():
                 part = read(rows[start : start + self.config.micro_rows])
             found_BT[start : start + len(part), : part.shape[1]] = part
         return found_BT
@@ -267,17 +295,6 @@ class Loop:
     def _next_beta(self) -> float:
         kl, responses = self._kl or (None, None)
         return next_coefficient(self.table.kl, self.beta, step=self.done, measured=kl, responses=responses)
-
-    def _check_gap(self, metrics: dict[str, float]) -> None:
-        tokens = metrics.pop("update/gap_tokens", 0.0)
-        mean = metrics.pop("update/gap_sum", 0.0) / max(tokens, 1.0)
-        metrics["sampler/gap"] = mean
-        if mean > self.config.gap:
-            raise EngineError(
-                f"the sampler's log-probabilities are {mean:.2g} from the trainer's on average in step {self.done}, "
-                f"more than gap={self.config.gap:g}: it draws from other weights or at another precision; "
-                "mend it, or raise gap"
-            )
 
     def _over_ranks(self, tally: Tally) -> Tally:
         """The figures of all processes together; one that had nothing to read has fewer of them."""
@@ -298,11 +315,13 @@ class Loop:
         return {
             "done": self.done,
             "updates": self.updater.done,
-            "position": self.order.position,
+            "position": self.supply.order.position,
             "ptx": None if self.ptx is None else self.ptx.order.position,
             "beta": self.beta,
             "kl": self._kl,
             "guards": self.guards.to_state(),
+            "gaps": self.gaps.to_state(),
+            "supply": self.supply.to_state(),
         }
 
     def restore(self, saved: checkpoint.Saved) -> None:
@@ -314,21 +333,10 @@ class Loop:
             self.implicit.optimiser.load_state_dict(saved.tensors["implicit_optimiser"])
         state = saved.state
         self.done, self.updater.done, self.beta = state["done"], state["updates"], state["beta"]
-        self.order.position = state["position"]
+        self.supply.order.position = state["position"]
         if self.ptx is not None:
             self.ptx.order.position = state["ptx"]
         self._kl = None if state["kl"] is None else (state["kl"][0], state["kl"][1])
         self.guards.from_state(state["guards"])
-
-
-class _Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def note(self, name: str) -> None:
-        now = time.perf_counter()
-        self.spent[name] = self.spent.get(name, 0.0) + now - self._since
-        self._since = now
+        self.gaps.from_state(state["gaps"])
+        self.supply.from_state(state["supply"])

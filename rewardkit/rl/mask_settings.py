@@ -45,6 +45,8 @@ class Masks:
     """Of clip_cov: upper bound, 5 where None."""
     keep_sampling: bool = False
     """Probabilities are those among the tokens that top-p and top-k left to the sampler (DeepSeek-V3.2)."""
+    keep_routing: bool = False
+    """Tokens go to the experts that the sampler sent them to, of a mixture of experts (DeepSeek-V3.2)."""
 
     def __post_init__(self) -> None:
         choose("masks.importance", self.importance, Literal["none", "truncate", "mask"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from prm.fit_config import FitConfig
 from prm.lora import merged, with_adapters
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.policy import Against, Drawn, TokenReader
+from rewardkit.rl.routing import routers_for
 from verifiers.checkpoints import load_tokenizer, loading, refuse_missing
 from verifiers.errors import ModelError
 
@@ -38,8 +40,13 @@ class Models:
             lora_targets=config.lora_targets,
         )
         self.policy = with_adapters(load_language_model(config.init), self._lora, "CAUSAL_LM").to(device)
-        self.reader = TokenReader(self.policy, temperature=config.temperature, row_tokens=config.row_tokens)
         table = config.table
+        self.reader = TokenReader(
+            self.policy,
+            temperature=config.temperature,
+            row_tokens=config.row_tokens,
+            routers=routers_for(self.policy) if table.masks.keep_routing else None,
+        )
         self.reference: TokenReader | None = None
         if table.kl.target == "ref" and (not config.lora_rank or table.kl.estimator == "full"):
             self.reference = self._frozen(config.init, device)
@@ -105,13 +112,18 @@ class Models:
             set() if layer is None else {id(p) for part in self.reader.layers()[layer + 1 :] for p in part.parameters()}
         )
 
+    def autocast(self) -> torch.autocast:
+        """Computes in bfloat16 where the run asks for it; weights and losses stay float32."""
+        return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=self.config.bf16)
+
     @torch.no_grad()
     def reference_logprobs(self, rows: Sequence[Drawn]) -> torch.Tensor:
         """Log-probabilities under the policy as it began, or the teacher where there is one. Shape (B, T)."""
         if self.reference is not None:
             return self.reference.read(rows).logprobs
         with self._adapters_off():
-            return self.reader.read(rows).logprobs
+            # The reference takes its own experts, whichever way it is held.
+            return self.reader.read([replace(row, routes=None) for row in rows]).logprobs
 
     def against(self) -> Against | None:
         """What a KL over the whole vocabulary is taken to; None where the table has none."""

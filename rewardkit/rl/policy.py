@@ -29,8 +29,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from rewardkit.rl.kl import divergence
+from rewardkit.rl.routing import replayed
 from rewardkit.shared_prompt import Family, one_row
 from search.engines.draws import cut
+from search.engines.routers import Routers
 from verifiers.core import Sampling
 from verifiers.errors import ModelError
 
@@ -58,6 +60,8 @@ class Drawn:
     response: tuple[int, ...]
     kept: Kept | None = field(default=None, compare=False)
     """None: the sampler chose from all ids."""
+    routes: torch.Tensor | None = field(default=None, compare=False)
+    """Experts that the sampler took at every position but the last (`routing.py`); None: the router's own choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +108,17 @@ def families_of(rows: Sequence[Drawn], *, most: Callable[[int], int]) -> list[Fa
 class TokenReader:
     """Reads responses with a causal language model."""
 
-    def __init__(self, model: Any, *, temperature: float = 1.0, row_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        temperature: float = 1.0,
+        row_tokens: int | None = None,
+        routers: Routers | None = None,
+    ) -> None:
         self.model, self.temperature, self.row_tokens = model, temperature, row_tokens
+        self.routers = routers
+        """Those of the model, where it is to take the experts that rows come with."""
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.trunk, self.head = plain.base_model, plain.get_output_embeddings()
         if self.head is None:
@@ -163,7 +176,7 @@ class TokenReader:
         """Hidden states, behind the final norm, that predict each response token, row after row. Shape (N, D)."""
         families = families_of(rows, most=self.most)
         inputs = {name: value.to(self._plain.device) for name, value in one_row(families).items()}
-        with self._up_to(layer):
+        with self._up_to(layer), replayed(self.routers, rows, families):
             hidden_BTD = self.trunk(**inputs, use_cache=False).last_hidden_state
         places, columns = positions_before(families)
         found: torch.Tensor = hidden_BTD[places, columns]

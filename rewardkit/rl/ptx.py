@@ -52,7 +52,7 @@ class PtxText:
         )
         self.rows = [drawn(item) for sequence in self.data.sequences for item in sequence]
         self.order = Order(self.rows, seed=derive_seed(config.seed, "ptx"))
-        self.reader = TokenReader(models.policy, row_tokens=models.reader.row_tokens)
+        self.reader, self.autocast = TokenReader(models.policy, row_tokens=models.reader.row_tokens), models.autocast
 
     @property
     def about(self) -> str:
@@ -72,7 +72,7 @@ class PtxText:
         tally = Tally()
         for start in range(0, len(own), self.config.micro_rows):
             part = own[start : start + self.config.micro_rows]
-            with accelerator.autocast():
+            with self.autocast():
                 logprobs_BT = self.reader.read(part).logprobs
                 lengths_B = torch.tensor([len(row.response) for row in part], device=logprobs_BT.device)
                 mask_BT = torch.arange(logprobs_BT.shape[1], device=logprobs_BT.device) < lengths_B[:, None]

@@ -45,7 +45,11 @@ class OwnSampler:
         """See `Sampler`."""
         own = self._config
         return engine_over(
-            self._models.policy, self._models.tokenizer, max_rows=own.engine_rows, repetition=own.repetition_rule
+            self._models.policy,
+            self._models.tokenizer,
+            max_rows=own.engine_rows,
+            repetition=own.repetition_rule,
+            routes=own.table.masks.keep_routing,
         )
 
 
@@ -90,11 +94,16 @@ def sampler_for(config: RlConfig, models: Models, *, processes: int) -> Sampler:
 
 
 def engine_over(
-    model: Any, tokenizer: Any, *, max_rows: int = 256, repetition: RepetitionRule | None = None
+    model: Any,
+    tokenizer: Any,
+    *,
+    max_rows: int = 256,
+    repetition: RepetitionRule | None = None,
+    routes: bool = False,
 ) -> TransformersEngine:
-    """An engine that decodes with a model that is being trained, adapters included."""
+    """An engine that decodes with a model that is being trained, adapters included; `routes` notes experts."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return TransformersEngine(plain, tokenizer, max_rows=max_rows, repetition=repetition)
+    return TransformersEngine(plain, tokenizer, max_rows=max_rows, repetition=repetition, routes=routes)
 
 
 @torch.no_grad()
@@ -110,6 +119,11 @@ def plain_weights(model: Any) -> Iterable[tuple[str, torch.Tensor]]:
     if not getattr(plain, "_weight_conversions", None):
         return _merged(plain)
     return list(revert_weight_conversion(plain, dict(_merged(plain))).items())
+
+
+def module_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same by the names that the model without adapters has for them itself, one after another."""
+    return _merged(model.get_base_model() if hasattr(model, "get_base_model") else model)
 
 
 def _merged(plain: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -49,10 +49,21 @@ class Updater:
         summed: torch.Tensor = self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")
         return summed
 
-    def run(self, batch: Batch, rows: Sequence[Drawn], found: Estimate, table: Table, *, beta: float) -> Tally:
-        """`epochs` x `updates` optimiser steps; their figures added up over all of them."""
-        # These responses were drawn from the weights as they are.
-        self._touched = False
+    def run(
+        self,
+        batch: Batch,
+        rows: Sequence[Drawn],
+        found: Estimate,
+        table: Table,
+        *,
+        beta: float,
+        off_policy: bool = False,
+    ) -> Tally:
+        """`epochs` x `updates` optimiser steps; their figures added up over all of them.
+
+        Unless it is `off_policy`, these responses were drawn from the weights as they are.
+        """
+        self._touched = off_policy
         tally = mismatch(batch, table)
         if table.layer is not None:
             tally = tally + self._whole_gap(batch, rows)
@@ -60,6 +71,9 @@ class Updater:
         parts = torch.tensor_split(groups, self.config.updates)
         for _ in range(self.config.epochs):
             for part in parts:
+                if not len(part) and self.accelerator.num_processes == 1:
+                    # Fewer groups than updates: a step is as long as there are groups.
+                    continue
                 index_N = torch.isin(batch.group_B, part).nonzero()[:, 0]
                 tally = tally + self._optimise(batch, rows, found, table, index_N, beta=beta)
         return tally
@@ -127,7 +141,7 @@ class Updater:
         by_length = sorted(range(len(rows)), key=lambda n: (len(rows[n].prompt), rows[n].prompt, len(rows[n].response)))
         order = [n for n in by_length if bool(needed_B[n])]
         for places_N, part in micro_batches(prepared, self.config.micro_rows, order=order):
-            with self.accelerator.autocast():
+            with self.models.autocast():
                 loss = loss_of([rows[n] for n in places_N.tolist()], part)
             loss.total.backward()  # type: ignore[no-untyped-call]
             tally = tally + loss.tally
@@ -141,7 +155,7 @@ class Updater:
             return None
         found: list[list[torch.Tensor]] = []
         for start in range(0, len(rows), self.config.micro_rows):
-            with self.accelerator.autocast():
+            with self.models.autocast():
                 read = self.models.reader.read(
                     rows[start : start + self.config.micro_rows], entropies=entropies, layer=table.layer
                 )
@@ -171,7 +185,7 @@ class Updater:
     def _whole_gap(self, batch: Batch, rows: Sequence[Drawn]) -> Tally:
         """The gap to the sampler on some rows, where the update reads one layer alone."""
         some = torch.arange(min(self.config.micro_rows, len(rows)))
-        with self.accelerator.autocast():
+        with self.models.autocast():
             read = self.models.reader.read(rows[: len(some)])
         return _gap(read.logprobs, take(batch, some, width=read.logprobs.shape[1]))
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ from transformers import DynamicCache
 
 from search.engines.draws import draw
 from search.engines.prefixes import Block, PrefixStore
+from search.engines.routers import Routers, SlotRoutes
 from search.engines.rows import RepetitionRule
 from search.engines.slots import SlotCache
 from verifiers.core import Continuation, GenerationRequest, Sampling, StopReason, Usage, derive_seed
@@ -50,6 +52,8 @@ class Host(Protocol):
     prefixes: PrefixStore
     eos_ids: set[int]
     repetition: RepetitionRule | None
+    routers: Routers | None
+    """Where the experts of every token are to be reported."""
 
     @property
     def context_length(self) -> int:
@@ -62,6 +66,10 @@ class Host(Protocol):
 
     def pay(self, usage: Usage) -> None:
         """Add to what has been paid."""
+        ...
+
+    def report(self, ids: tuple[int, ...], routes: torch.Tensor) -> None:
+        """Note the experts of a text that ended: all positions that were read, which its last token was not."""
         ...
 
 
@@ -89,6 +97,7 @@ class Decoding:
         self.model, self.device, self.prefixes = engine.model, engine.model.device, engine.prefixes
         slots, most = engine.max_rows, sampling.max_new_tokens
         self.cache = SlotCache(engine.model.config.num_hidden_layers, slots)
+        self.routes = SlotRoutes(engine.routers, slots, self.device) if engine.routers else None
         self.slots = slots
         self.queue: deque[_Row] = deque()
         self.active: list[_Row] = []
@@ -192,6 +201,8 @@ class Decoding:
             width = max(len(prefixes[self.active[slot].ticket]) for slot, _ in pairs)
             targets, sources = (torch.tensor(part, device=self.device) for part in zip(*pairs, strict=True))
             self.cache.store(targets, block.cache, sources, width)
+            if self.routes is not None:
+                self.routes.store(targets, block.routes[sources], width)
         self.prefixes.trim()
 
     def _prefill(self, prefixes: list[tuple[int, ...]]) -> None:
@@ -201,9 +212,14 @@ class Decoding:
             ids[number, : len(prefix)] = torch.tensor(prefix)
         cache = DynamicCache(config=self.model.config)
         # Padding stands on the right, where a causal model cannot see it: no mask needed.
-        self.model(input_ids=ids.to(self.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        with self._reading():
+            self.model(input_ids=ids.to(self.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
         self._prefilled += sum(map(len, prefixes))
-        self.prefixes.add(cache, prefixes, ids.numel())
+        routes = None if self.routes is None else self.routes.read(len(prefixes))
+        self.prefixes.add(cache, prefixes, ids.numel(), routes)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.routes is None else self.routes.reading()
 
     def _step(self) -> list[Finished]:
         """Draw one token for every active row, then free the slots of those that ended."""
@@ -212,13 +228,16 @@ class Decoding:
         seen = self.cache.place(lengths)
         mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
         mask.masked_fill_(~seen, torch.finfo(self.model.dtype).min)
-        logits = self.model(
-            input_ids=self._inputs[:count, None],
-            attention_mask=mask,
-            position_ids=lengths[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits[:, -1]
+        with self._reading():
+            logits = self.model(
+                input_ids=self._inputs[:count, None],
+                attention_mask=mask,
+                position_ids=lengths[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+            ).logits[:, -1]
+        if self.routes is not None:
+            self.routes.add(lengths)
         numbers = self._counts[:count].cpu().numpy() + self._offsets[:count]
         tokens, logprobs = draw(logits, self._seeds[:count], numbers, self.sampling)
         rows = torch.arange(count, device=self.device)
@@ -270,7 +289,8 @@ class Decoding:
         if texts:
             width = max(map(len, texts)) - 1
             cache = self.cache.take(torch.tensor(slots, device=self.device), width)
-            self.prefixes.add(cache, [text[:-1] for text in texts], len(texts) * width)
+            routes = None if self.routes is None else self.routes.held_RTLK[slots, :width]
+            self.prefixes.add(cache, [text[:-1] for text in texts], len(texts) * width, routes)
 
     def _retire(self, gone: list[int], stopped: list[bool], full: list[bool]) -> list[Finished]:
         """The requests that these rows complete; their slots are free afterwards."""
@@ -284,6 +304,9 @@ class Decoding:
                 logprobs=tuple(self._logprobs[slot, :length].tolist()),
                 stop_reason=StopReason.STOP if stopped[slot] else cut,
             )
+            if self.routes is not None:
+                ids = (*state.request.prefix_ids, *state.found[row.sample].token_ids)
+                self.engine.report(ids, self.routes.held_RTLK[slot, : len(ids) - 1].to("cpu", copy=True))
             if len(state.found) == state.request.n:
                 del self._open[row.ticket]
                 finished.append((row.ticket, [state.found[sample] for sample in range(state.request.n)]))
@@ -298,6 +321,8 @@ class Decoding:
         if targets:
             to, source = (torch.tensor(s, dtype=torch.long, device=self.device) for s in (targets, sources))
             self.cache.move(source, to, int(self._lengths[source].max()))
+            if self.routes is not None:
+                self.routes.move(source, to)
             rows = (self._lengths, self._counts, self._limits, self._inputs, self._drawn, self._logprobs, self._runs_RP)
             for state in rows:
                 state[to] = state[source]

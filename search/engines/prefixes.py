@@ -25,6 +25,8 @@ class Block:
     cache: Any
     texts: tuple[Prefix, ...]
     positions: int
+    routes: Any = None
+    """The experts that it took (`routers.SlotRoutes`), where they are reported."""
 
 
 class PrefixStore:
@@ -68,9 +70,9 @@ class PrefixStore:
         """Whether a prefix can be found now."""
         return prefix in self._places
 
-    def add(self, cache: Any, texts: Sequence[Prefix], positions: int) -> None:
+    def add(self, cache: Any, texts: Sequence[Prefix], positions: int, routes: Any = None) -> None:
         """Keep a batch that was read; row i holds `texts[i]`."""
-        block = Block(cache, tuple(texts), positions)
+        block = Block(cache, tuple(texts), positions, routes)
         self._blocks[block] = None
         for row, text in enumerate(texts):
             for prefix in (text, *self._family.pop(text, ())):

@@ -14,9 +14,10 @@ import torch
 
 from search.engines.decoding import Decoding
 from search.engines.prefixes import PrefixStore
+from search.engines.routers import Routers
 from search.engines.rows import RepetitionRule, check_request
 from verifiers.core import Continuation, GenerationRequest, Sampling, Usage
-from verifiers.errors import ConfigError, ModelError
+from verifiers.errors import ConfigError, EngineError, ModelError
 
 PREFIX_TOKENS = 131_072
 """Most padded positions of prefixes kept in memory."""
@@ -28,7 +29,8 @@ class TransformersEngine:
     `model` is any decoder-only transformers model with full attention in every layer; it is put into
     evaluation mode. `max_rows` bounds the batch (memory grows with it and with the longest row). Up to
     `prefix_tokens` (padded) positions of prefixes that were read stay in memory for later calls; 0 keeps none, and
-    then every request's prefix is read on its own. `repetition` ends rows that repeat themselves.
+    then every request's prefix is read on its own. `repetition` ends rows that repeat themselves. With `routes` the
+    experts that every token was sent to are noted, for a mixture of experts (`routes_of`, until the engine is gone).
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class TransformersEngine:
         max_rows: int = 256,
         prefix_tokens: int = PREFIX_TOKENS,
         repetition: RepetitionRule | None = None,
+        routes: bool = False,
     ) -> None:
         if max_rows < 1:
             raise ConfigError(f"TransformersEngine.max_rows must be 1 or more; got {max_rows!r}")
@@ -56,6 +59,8 @@ class TransformersEngine:
         self._prefix_tokens = prefix_tokens
         self.prefixes = PrefixStore(prefix_tokens)
         self._usage = Usage()
+        self.routers = Routers(model) if routes else None
+        self._routes: dict[tuple[int, ...], torch.Tensor] = {}
         stops = model.generation_config.eos_token_id if model.generation_config else None
         if stops is None:
             stops = tokenizer.eos_token_id
@@ -117,6 +122,23 @@ class TransformersEngine:
     def pay(self, usage: Usage) -> None:
         """Add to what has been paid."""
         self._usage += usage
+
+    def report(self, ids: tuple[int, ...], routes: torch.Tensor) -> None:
+        """Note the experts of a text."""
+        self._routes[ids] = routes
+
+    def routes_of(self, ids: Sequence[int]) -> torch.Tensor:
+        """Experts of every token of a text that was drawn, prompt included, but of its last one. Shape (T - 1, L, K).
+
+        L are the layers that have experts, in their order. Raises EngineError for a text that was not drawn here.
+        """
+        found = self._routes.get(tuple(ids))
+        if found is None:
+            raise EngineError(
+                f"no experts are known of a text of {len(ids)} tokens: it was not drawn by this engine, or the engine "
+                "was made without routes=True"
+            )
+        return found
 
     def forget(self) -> None:
         """Drop all prefixes that were read, so that what comes next pays for itself."""
