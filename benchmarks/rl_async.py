@@ -92,7 +92,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as made:
         if options.quick:
-            job = {**PLAIN, "prompts": 4, "steps": 3, "warmup": 1, "at": [0, 3], "problems": 8}
+            job = {**PLAIN, "prompts": 4, "group": 4, "steps": 3, "warmup": 1, "at": [0, 3], "problems": 6}
             learned = timed = in_turns(list(ARMS), job, 1, Path(made))
         else:
             timed = in_turns(list(ARMS), {**PLAIN, "steps": 10}, 7, Path(made))

@@ -194,7 +194,7 @@ def test_stopped_at_any_step_a_run_goes_on_bit_for_bit(more: dict[str, Any], tin
             shutil.copytree(tmp_path / "work", tmp_path / f"stopped-{report.step - 1}")
 
     loop(config).run(work=tmp_path / "work", on_step=keep)
-    for last in range(1, 5):
+    for last in range(1, 5) if len(more) == 1 else (2, 4):
         found: list[StepReport] = []
         again = loop(config)
         again.run(work=tmp_path / f"stopped-{last}", resume=True, on_step=found.append)
@@ -294,6 +294,24 @@ def test_no_process_is_left_behind(number: int, tiny_policy: Path, tmp_path: Pat
     while alive(child) and time.monotonic() < until:
         time.sleep(0.05)
     assert not alive(child)
+
+
+def test_a_script_that_would_start_itself_again_is_told_why(tiny_policy: Path, tmp_path: Path) -> None:
+    """Such a process ends before it says a word."""
+
+    class Gone(InThread):
+        def _run(self, connection: Connection, *given: Any) -> None:
+            connection.close()
+            self.exitcode = 1
+            os.close(self._ended)
+
+    own = loop(ahead(tiny_policy))
+    assert isinstance(own.supply, SupplyAhead)
+    own.supply.background._start = Gone
+    with pytest.raises(
+        EngineError, match=r'ended before it began \(exit code 1\); a script must .* __name__ == "__main__"'
+    ):
+        own.run()
 
 
 def test_what_breaks_there_is_told_here(tiny_policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,6 +417,7 @@ def test_what_would_be_wrong_or_without_effect_is_refused(tiny_policy: Path) -> 
         ({"staleness": -1}, "staleness must be 0 or more"),
         ({"staleness": 0, "sampler_threads": 2}, "sampler_threads=2 has no effect with staleness=0"),
         ({"segment_age": 2}, "segment_age=2 has no effect with segment_tokens=0"),
+        ({"staleness": 3, "segment_tokens": 4, "segment_age": 2}, "segment_age=2 drops every response"),
         ({"segment_tokens": 8}, "segment_tokens=8 has no effect with max_new_tokens=8"),
         ({"staleness": 0, "segment_tokens": 4, "preset": "a2c", "change": ()}, "segment_tokens=4 gives responses of"),
     ):

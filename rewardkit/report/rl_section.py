@@ -27,6 +27,7 @@ ALARMS: Mapping[str, str] = {
     "repeated_steps": "Responses repeat their steps",
     "separators_only": "Responses have no content",
     "step_scorer": "The step scorer is not trusted",
+    "sampler_gap": "Sampler and trainer have moved apart",
     "": "An alarm rang",
 }
 TOLD = ("regime", "rewards", "steps", "outcome_first", "outcome_last", "held_out_first", "held_out_last", "alarms")

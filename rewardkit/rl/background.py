@@ -130,6 +130,8 @@ class Background:
         """Place -> the version in it."""
         self._streams: dict[int, RemoteStream] = {}
         self._jobs = 0
+        self._heard = False
+        """Whether it ever said anything."""
 
     def publish(self, version: int, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Make weights known as a version; waits until no job needs what lies in their place."""
@@ -176,6 +178,7 @@ class Background:
             message = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
+        self._heard = True
         if isinstance(message, Broke):
             self.close()
             raise DrawingEnded(f"the process that draws could not go on: {message.why}")
@@ -199,6 +202,11 @@ class Background:
         code = self.process.exitcode
         self.close()
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        if not self._heard:
+            return DrawingEnded(
+                f"the process that draws has ended before it began ({how}); a script must start a run under "
+                'if __name__ == "__main__", because that process reads the script again'
+            )
         return DrawingEnded(
             f"the process that draws has ended ({how}), and with it the run; if memory ran out, lower engine_rows, "
             "and go on from the last checkpoint with resume"

@@ -228,6 +228,11 @@ class RlConfig:
         for name, owner in (("sampler_threads", "staleness"), ("segment_age", "segment_tokens")):
             if not getattr(self, owner) and getattr(self, name) != default(self, name):
                 raise ConfigError(f"{name}={getattr(self, name)!r} has no effect with {owner}=0; set it, or leave both")
+        if self.segment_tokens and self.segment_age < self.staleness:
+            raise ConfigError(
+                f"segment_age={self.segment_age} drops every response that staleness={self.staleness} draws; make it "
+                "larger"
+            )
         if self.staleness and self.engine == "vllm":
             raise ConfigError(
                 f"staleness={self.staleness} draws in a second process, and vLLM draws in this one so far; take "

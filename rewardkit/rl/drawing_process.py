@@ -154,7 +154,11 @@ class Drawer:
                 place = places[ticket]
                 send(Found(job=job.number, place=place, continuations=continuations))
                 drawn += [(job.requests[place].prefix_ids, one) for one in continuations]
-        send(Ended(job=job.number, gap=measure(self._reader, drawn)))
+        send(Ended(job=job.number, gap=measure(self._reader, drawn, autocast=self._autocast)))
+
+    def _autocast(self) -> torch.autocast:
+        # As the trainer reads (`Models.autocast`).
+        return torch.autocast(self._model.device.type, dtype=torch.bfloat16, enabled=self._config.bf16)
 
 
 def serve(

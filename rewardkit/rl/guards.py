@@ -39,7 +39,8 @@ class Alarm:
     """Something that is not as it should be."""
 
     name: str
-    """length_drift, step_count_drift, repeated_steps, separators_only, step_scorer or reward_collapse."""
+    """length_drift, step_count_drift, repeated_steps, separators_only, step_scorer or reward_collapse; sampler_gap is
+    that of `sampler_gap.py`."""
     message: str
     """One sentence with the numbers."""
     new: bool

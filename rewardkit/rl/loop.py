@@ -106,7 +106,6 @@ class Loop:
             sampler or sampler_for(config, self.models, processes=ranks),
             self.models,
             processes=ranks,
-            autocast=self.models.autocast,
         )
         check_prompts(problems, self.sampler.engine())
         self.gaps = GapGuard(config.gap_limit)

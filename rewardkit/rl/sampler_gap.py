@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def measure(
     reader: TokenReader,
     drawn: Sequence[tuple[tuple[int, ...], Continuation]],
     *,
-    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Gap:
     """The gap on the first of these continuations behind their prefixes; the reader has the weights that drew them."""
     some = [(prefix, one) for prefix, one in drawn if one.token_ids][:ROWS]

@@ -14,8 +14,7 @@ What is drawn and not learned from yet is the state of a checkpoint.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -31,8 +30,6 @@ from verifiers.core import Engine, Problem
 from verifiers.errors import ConfigError
 from verifiers.streams import open_stream
 
-Autocast = Callable[[], AbstractContextManager[None]]
-
 
 class Supply:
     """Draws a step's groups when it begins."""
@@ -44,11 +41,10 @@ class Supply:
         sampler: Sampler,
         *,
         models: Models | None = None,
-        autocast: Autocast = nullcontext,
     ) -> None:
         """`models` are those that the sampler draws from; needed where responses come in pieces."""
         self.config, self.order = config, order
-        self.sampler, self._models, self._autocast = sampler, models, autocast
+        self.sampler, self._models = sampler, models
         self._engine: Engine | None = None
         self._left: list[OpenGroup] = []
         self._step, self._dropped, self._away, self._gap = 0, 0, 0, Gap()
@@ -83,7 +79,7 @@ class Supply:
         self._put_away(draw)
         if self.config.segment_tokens:
             assert self._models is not None
-            self._gap += measure(self._models.reader, draw.sample, autocast=self._autocast)
+            self._gap += measure(self._models.reader, draw.sample, autocast=self._models.autocast)
 
     def full(self) -> None:
         """The step has all its groups."""
@@ -274,7 +270,6 @@ def supply_for(
     models: Models,
     *,
     processes: int,
-    autocast: Autocast = nullcontext,
 ) -> Supply:
     """What the config asks for. Raises ConfigError for drawing ahead or in pieces with several trainer processes."""
     if config.off_policy and processes > 1:
@@ -285,4 +280,4 @@ def supply_for(
         )
     if config.staleness:
         return SupplyAhead(config, order, sampler, models=models, device=str(models.policy.device))
-    return Supply(config, order, sampler, models=models, autocast=autocast)
+    return Supply(config, order, sampler, models=models)
