@@ -95,7 +95,7 @@ METHODS = {
     "DPO": Method(rate=1e-4, grid=(3e-5, 1e-4, 3e-4)),
     "GRPO": Method(rate=3e-4, grid=(1e-4, 3e-4, 6e-4)),
     "PPO, verifier": Method(rate=3e-4, grid=(1e-4, 3e-4, 6e-4)),
-    "rejection + SFT": Method(rate=3e-4, grid=(1e-4, 3e-4, 1e-3)),
+    "rejection + SFT": Method(rate=1e-3, grid=(3e-4, 1e-3, 3e-3)),
 }
 
 
@@ -168,9 +168,10 @@ def start_answers(size: Size) -> list[Pool]:
     return answers(POLICY, size)
 
 
-def fit_steps(rows: int) -> int:
-    """Optimiser steps of 32 rows."""
-    return math.ceil(PASSES * rows / 32)
+def schedule(rows: int) -> dict[str, int]:
+    """Optimiser steps of 32 rows, a tenth of them to warm up."""
+    steps = math.ceil(PASSES * rows / 32)
+    return {"steps": steps, "rows": 32, "warmup": steps // 10}
 
 
 def run(name: str, method: Method, seed: int, size: Size) -> dict[str, Any]:
@@ -182,18 +183,16 @@ def run(name: str, method: Method, seed: int, size: Size) -> dict[str, Any]:
             return learn_from_people(method, seed, size, Path(made))
         own = drawn(seed, size.tokens)
         since = time.process_time()
-        common: dict[str, Any] = {"init": POLICY, "rate": method.rate, "warmup": 10, "rows": 32, "seed": seed}
+        common: dict[str, Any] = {"init": POLICY, "rate": method.rate, "seed": seed}
         out, work = Path(made, "model"), Path(made, "work")
         if name == "DPO":
             pairs = preference_pairs(own.pools, PairsConfig(k=DRAWN), drawn=own.how, seed=seed).rows
-            steps = fit_steps(len(pairs))
-            dpo = fit_dpo(pairs, DpoConfig(steps=steps, micro_rows=16, **common), out, work=work)
-            said = {"pairs": len(pairs), "steps": steps, "accuracy": dpo.final_accuracy}
+            dpo = fit_dpo(pairs, DpoConfig(micro_rows=16, **schedule(len(pairs)), **common), out, work=work)
+            said = {"pairs": len(pairs), "accuracy": dpo.final_accuracy}
         else:
             kept_rows = keep_right(own.pools, RejectionConfig(keep="all"), drawn=own.how, seed=seed).rows
-            steps = fit_steps(len(kept_rows))
-            sft = fit_sft(kept_rows, SftConfig(steps=steps, **common), out, work=work)
-            said = {"rows": len(kept_rows), "steps": steps, "loss": sft.final_loss}
+            sft = fit_sft(kept_rows, SftConfig(**schedule(len(kept_rows)), **common), out, work=work)
+            said = {"rows": len(kept_rows), "loss": sft.final_loss}
         seconds = own.seconds + time.process_time() - since
         return {"right": right_of(answers(out, size)), "tokens": own.tokens, "read": 0, "seconds": seconds, **said}
 
@@ -223,8 +222,7 @@ def learn_from_people(method: Method, seed: int, size: Size, folder: Path) -> di
     own = drawn(seed, round(PAIRS_SHARE * size.tokens))
     since = time.process_time()
     pairs = preference_pairs(own.pools, PairsConfig(k=DRAWN), drawn=own.how, seed=seed).rows
-    steps = fit_steps(len(pairs))
-    config = OutcomeConfig(init=str(playground.asset("prm")), steps=steps, rate=1e-4, warmup=10, seed=seed)
+    config = OutcomeConfig(init=str(playground.asset("prm")), rate=1e-4, seed=seed, **schedule(len(pairs)))
     fit = fit_outcome(pairs, config, folder / "bt", work=folder / "bt-work")
     seconds = own.seconds + time.process_time() - since
     model = OutcomeModel.load(folder / "bt")
@@ -242,7 +240,7 @@ def learn_from_people(method: Method, seed: int, size: Size, folder: Path) -> di
         samples=size.samples,
         tokens=size.tokens - own.tokens,
     )
-    read = round(fit.tokens * steps * config.rows / fit.rows) + model.usage.prefill_tokens - before
+    read = round(fit.tokens * config.steps * config.rows / fit.rows) + model.usage.prefill_tokens - before
     return {
         **found.to_json(),
         "right": found.right[found.steps],
