@@ -1,10 +1,10 @@
 """KL estimators by place: the bias and noise of their values, and how far their gradients are from that of the KL.
 
-Exact part. Policies of three tokens and at most four steps (`rewardkit/rl/tabular.py`), references beside them, drawn
-at random. For every estimator in every place the expected value against KL(pi || ref), the expected gradient against
-that of the sequence KL and of the state KL (visits held fixed), and the noise of one response: deviation of the value
-over the KL, and square root of the trace of the gradient's covariance over the sequence KL's gradient. On-policy, and
-with responses of an older policy, where a reward is computed from the older policy and its gradient weighted by the
+Exact part. Policies of three tokens and at most four steps (`rewardkit/rl/loss/tabular.py`), references beside them,
+drawn at random. For every estimator in every place the expected value against KL(pi || ref), the expected gradient
+against that of the sequence KL and of the state KL (visits held fixed), and the noise of one response: deviation of the
+value over the KL, and square root of the trace of the gradient's covariance over the sequence KL's gradient. On-policy,
+and with responses of an older policy, where a reward is computed from the older policy and its gradient weighted by the
 token's ratio. All terms, returns and losses are the library's own. "Least" and "greatest" are over policies.
 
 Playground part. The shipped policy is the reference; the same after a few plain SGD steps on worked solutions is the
@@ -22,15 +22,15 @@ import torch
 from claims import arguments, figure, finish
 
 from rewardkit import playground
-from rewardkit.rl.advantages import estimate
-from rewardkit.rl.batch import Batch, Prepared
-from rewardkit.rl.kl import divergence, loss_terms
-from rewardkit.rl.models import load_language_model
-from rewardkit.rl.objective import policy_loss
-from rewardkit.rl.policy import Drawn, TokenReader
-from rewardkit.rl.sections import Advantage, Kl, Ratio
-from rewardkit.rl.table import Table
-from rewardkit.rl.tabular import Tabular, batch_of, gradient_of, relative, sequence_kl, state_kl
+from rewardkit.rl.loss.advantages import estimate
+from rewardkit.rl.loss.batch import Batch, Prepared
+from rewardkit.rl.loss.kl import divergence, loss_terms
+from rewardkit.rl.loss.objective import policy_loss
+from rewardkit.rl.loss.tabular import Tabular, batch_of, gradient_of, relative, sequence_kl, state_kl
+from rewardkit.rl.policy.models import load_language_model
+from rewardkit.rl.policy.reader import Drawn, TokenReader
+from rewardkit.rl.settings.sections import Advantage, Kl, Ratio
+from rewardkit.rl.settings.table import Table
 from search.engines.transformers_engine import TransformersEngine
 from search.strategies.best_of_n import draw
 from verifiers.checkpoints import load_tokenizer

@@ -30,10 +30,10 @@ from sklearn.isotonic import IsotonicRegression
 
 from rewardkit import playground
 from rewardkit.rl.config import RlConfig
+from rewardkit.rl.credit.step_rewards import StepConfig
 from rewardkit.rl.loop import Loop
-from rewardkit.rl.reward_functions import reward_list
-from rewardkit.rl.reward_specs import RewardConfig
-from rewardkit.rl.step_rewards import StepConfig
+from rewardkit.rl.rewards.functions import reward_list
+from rewardkit.rl.rewards.specs import RewardConfig
 from search.engines.transformers_engine import TransformersEngine
 from search.strategies.best_of_n import draw, judge
 from verifiers.checkpoints import load_tokenizer

@@ -64,8 +64,8 @@ from rewardkit.outcome.config import OutcomeConfig
 from rewardkit.outcome.model import OutcomeModel
 from rewardkit.outcome.training import fit_outcome
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.drawing import Order
-from rewardkit.rl.reward_functions import RewardList, as_part
+from rewardkit.rl.rewards.functions import RewardList, as_part
+from rewardkit.rl.sampling.drawing import Order
 from search.engines.transformers_engine import TransformersEngine
 from search.strategies.best_of_n import Pool
 from verifiers.checkpoints import load_tokenizer

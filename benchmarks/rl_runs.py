@@ -29,8 +29,8 @@ from claims import arguments
 from rewardkit import playground
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.loop import Loop
-from rewardkit.rl.reward_functions import RewardList, reward_list
-from rewardkit.rl.reward_specs import RewardConfig
+from rewardkit.rl.rewards.functions import RewardList, reward_list
+from rewardkit.rl.rewards.specs import RewardConfig
 from search.engines.transformers_engine import TransformersEngine
 from search.strategies.best_of_n import Pool, draw, judge
 from verifiers.checkpoints import load_tokenizer

@@ -55,7 +55,7 @@ def time_rewardkit(job: Job) -> Job:
 
     from rewardkit.rl.config import RlConfig
     from rewardkit.rl.loop import Loop
-    from rewardkit.rl.reward_functions import RewardList, as_part
+    from rewardkit.rl.rewards.functions import RewardList, as_part
     from verifiers.core import Problem
 
     change = ["kl=null"] if not job["beta"] else [f"kl.coefficient={job['beta']}"]

@@ -1,4 +1,4 @@
-"""The enumerable policy (`rewardkit/rl/tabular.py`) under its name in tests, and processes that are threads."""
+"""The enumerable policy (`rewardkit/rl/loss/tabular.py`) under its name in tests, and processes that are threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rewardkit.rl.tabular import (
+from rewardkit.rl.loss.tabular import (
     Tabular,
     batch_of,
     expected_gradient,

@@ -18,7 +18,7 @@ from rewardkit.report import figures, rl_charts, rl_panels, rl_reading, rl_secti
 from rewardkit.report import page as page_module
 from rewardkit.report.words import wilson
 from rewardkit.rl import RlConfig, train
-from rewardkit.rl.guards import Alarm, GuardReport, Guards
+from rewardkit.rl.credit.guards import Alarm, GuardReport, Guards
 from verifiers.core import Problem, Response, Verdict
 
 COLLAPSE = {"name": "reward_collapse", "message": "the mean reward of the last 3 steps is 0.000"}
@@ -217,7 +217,7 @@ def test_alarms_of_a_log_that_does_not_name_them() -> None:
 
 
 def test_every_alarm_of_the_guards_has_words() -> None:
-    source = Path("rewardkit/rl/guards.py").read_text()
+    source = Path("rewardkit/rl/credit/guards.py").read_text()
     documented = re.search(r'name: str\n    """(.*?)"""', source, re.S)
     assert documented is not None
     names = set(re.findall(r"[a-z]+_[a-z_]+", documented[1]))

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl_policies import Tabular, batch_of, expected_gradient, gradient_of, in_lockstep, relative
 
-from rewardkit.rl.advantages import estimate, whiten
-from rewardkit.rl.batch import Batch, take
-from rewardkit.rl.groups import statistics
-from rewardkit.rl.presets import preset
-from rewardkit.rl.returns import at_last_token, generalised_advantages, soft_minimum, split_steps, to_go
-from rewardkit.rl.sections import Advantage, Critic, Kl, Ratio
-from rewardkit.rl.table import Table
+from rewardkit.rl.loss.advantages import estimate, whiten
+from rewardkit.rl.loss.batch import Batch, take
+from rewardkit.rl.loss.groups import statistics
+from rewardkit.rl.loss.returns import at_last_token, generalised_advantages, soft_minimum, split_steps, to_go
+from rewardkit.rl.settings.presets import preset
+from rewardkit.rl.settings.sections import Advantage, Critic, Kl, Ratio
+from rewardkit.rl.settings.table import Table
 from verifiers.errors import ConfigError, DataError
 
 NAN = math.nan

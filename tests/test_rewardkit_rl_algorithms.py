@@ -11,7 +11,7 @@ import pytest
 from test_rewardkit_rl_table import changed
 
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.presets import PRESETS
+from rewardkit.rl.settings.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "algorithms.md"

@@ -18,16 +18,16 @@ import pytest
 import torch
 from test_rewardkit_rl_loop import PROBLEMS, distance, rewards, settings, weights
 
-from rewardkit.rl import drawing_process
-from rewardkit.rl.background import Background
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.drawing_process import Drawer, Job, Jobs, SharedWeights, serve
 from rewardkit.rl.loop import Loop, StepReport
-from rewardkit.rl.models import load_language_model
-from rewardkit.rl.policy import Drawn, TokenReader
-from rewardkit.rl.sampler import engine_over, module_weights
-from rewardkit.rl.sampler_gap import GapGuard
-from rewardkit.rl.supply import SupplyAhead
+from rewardkit.rl.policy.models import load_language_model
+from rewardkit.rl.policy.reader import Drawn, TokenReader
+from rewardkit.rl.sampling import drawing_process
+from rewardkit.rl.sampling.background import Background
+from rewardkit.rl.sampling.drawing_process import Drawer, Job, Jobs, SharedWeights, serve
+from rewardkit.rl.sampling.sampler import engine_over, module_weights
+from rewardkit.rl.sampling.sampler_gap import GapGuard
+from rewardkit.rl.sampling.supply import SupplyAhead
 from verifiers.checkpoints import load_tokenizer
 from verifiers.core import GenerationRequest, Problem, Sampling
 from verifiers.errors import ConfigError, EngineError
@@ -435,7 +435,7 @@ def test_what_would_be_wrong_or_without_effect_is_refused(tiny_policy: Path) -> 
 
 
 def test_it_is_for_one_trainer_process(tiny_policy: Path) -> None:
-    from rewardkit.rl.supply import supply_for
+    from rewardkit.rl.sampling.supply import supply_for
 
     own = loop(ahead(tiny_policy))
     with pytest.raises(ConfigError, match="staleness=1 works with one trainer process so far; got 2"):
@@ -444,8 +444,8 @@ def test_it_is_for_one_trainer_process(tiny_policy: Path) -> None:
 
 def test_problems_of_one_name_keep_their_own_answers(tiny_policy: Path) -> None:
     """A checkpoint tells problems by their place, since two may share an id."""
-    from rewardkit.rl.drawing import Order
-    from rewardkit.rl.supply import Supply
+    from rewardkit.rl.sampling.drawing import Order
+    from rewardkit.rl.sampling.supply import Supply
 
     own = loop(ahead(tiny_policy, staleness=0, segment_tokens=2))
     twins = [Problem(id="p", prompt="One apple and 1 apples: ", answer=answer) for answer in "ab"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_rewardkit_rl_loop import loop, settings, special
 
-from rewardkit.rl.presets import PRESETS
+from rewardkit.rl.settings.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rewardkit.rl.step_config import StepConfig
-from rewardkit.rl.step_rewards import lambda_returns, step_rewards
+from rewardkit.rl.credit.step_config import StepConfig
+from rewardkit.rl.credit.step_rewards import lambda_returns, step_rewards
 
 ROOT = Path(__file__).parents[1]
 NUMBER = r"-?\d+(?:\.\d+)?"

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rewardkit.rl.drawing import Draw, Limits, Order, open_groups
-from rewardkit.rl.policy import Drawn, TokenReader
-from rewardkit.rl.sampler import engine_over
+from rewardkit.rl.policy.reader import Drawn, TokenReader
+from rewardkit.rl.sampling.drawing import Draw, Limits, Order, open_groups
+from rewardkit.rl.sampling.sampler import engine_over
 from verifiers.core import Problem, Sampling
 from verifiers.errors import ConfigError
 

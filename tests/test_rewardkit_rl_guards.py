@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from rewardkit.rl.guards import GuardConfig, GuardReport, Guards, auc_of, blank, pair_counts, repeats
+from rewardkit.rl.credit.guards import GuardConfig, GuardReport, Guards, auc_of, blank, pair_counts, repeats
 from verifiers.errors import ConfigError
 
 GOOD = "One: 1 + 1 = 2.\n\nTwo: 2 + 2 = 4."

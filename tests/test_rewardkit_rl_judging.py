@@ -14,15 +14,15 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from test_rewardkit_rl_loop import Even, Halves, settings
 
-from rewardkit.rl.collect import collect
-from rewardkit.rl.drawing import Group, Order
-from rewardkit.rl.judging import Judging
-from rewardkit.rl.models import Models
-from rewardkit.rl.reward_functions import RewardList, as_part
-from rewardkit.rl.reward_types import Scored, StepRewards
-from rewardkit.rl.reward_workers import RewardWorkers
-from rewardkit.rl.sampler import engine_over
-from rewardkit.rl.supply import Supply
+from rewardkit.rl.policy.models import Models
+from rewardkit.rl.rewards.functions import RewardList, as_part
+from rewardkit.rl.rewards.judging import Judging
+from rewardkit.rl.rewards.scored import Scored, StepRewards
+from rewardkit.rl.rewards.workers import RewardWorkers
+from rewardkit.rl.sampling.collect import collect
+from rewardkit.rl.sampling.drawing import Group, Order
+from rewardkit.rl.sampling.sampler import engine_over
+from rewardkit.rl.sampling.supply import Supply
 from search.engines.scripted_engine import ScriptedEngine
 from verifiers.core import Engine, GenerationRequest, Problem, Response, Sampling, Verdict
 from verifiers.errors import ConfigError

@@ -14,9 +14,9 @@ from rl_policies import (
     state_kl,
 )
 
-from rewardkit.rl.kl import loss_terms, measured, next_coefficient
-from rewardkit.rl.sections import Advantage, Kl, Ratio
-from rewardkit.rl.table import Table
+from rewardkit.rl.loss.kl import loss_terms, measured, next_coefficient
+from rewardkit.rl.settings.sections import Advantage, Kl, Ratio
+from rewardkit.rl.settings.table import Table
 from verifiers.errors import ConfigError
 
 POLICIES = pytest.mark.parametrize("end", [None, 2])

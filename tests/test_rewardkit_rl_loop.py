@@ -15,8 +15,8 @@ from accelerate.utils import DistributedType
 
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.loop import Loop, StepReport
-from rewardkit.rl.presets import PRESETS
-from rewardkit.rl.reward_functions import RewardList, as_part
+from rewardkit.rl.rewards.functions import RewardList, as_part
+from rewardkit.rl.settings.presets import PRESETS
 from verifiers.core import Problem, Response, Verdict
 from verifiers.errors import ConfigError, EngineError
 

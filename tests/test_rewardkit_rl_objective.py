@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl_policies import Tabular, batch_of, expected_gradient, gradient_of, relative
 
-from rewardkit.rl.advantages import estimate
-from rewardkit.rl.batch import Batch, Prepared
-from rewardkit.rl.objective import policy_loss, ptx_loss, value_loss
-from rewardkit.rl.sections import Advantage, Clip, Critic, Kl, Masks, Ratio
-from rewardkit.rl.table import Table
+from rewardkit.rl.loss.advantages import estimate
+from rewardkit.rl.loss.batch import Batch, Prepared
+from rewardkit.rl.loss.objective import policy_loss, ptx_loss, value_loss
+from rewardkit.rl.settings.sections import Advantage, Clip, Critic, Kl, Masks, Ratio
+from rewardkit.rl.settings.table import Table
 from verifiers.errors import ConfigError, DataError
 
 PPO = Clip(kind="ppo", low=0.2, high=0.2)

@@ -17,16 +17,16 @@ from test_rewardkit_rl_background import ending, read_with, timeless
 from test_rewardkit_rl_judging import Given
 from test_rewardkit_rl_loop import PROBLEMS, distance, loop, settings, weights
 
-from rewardkit.rl.collect import collect
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.drawing import Draw, Limits, OpenGroup, Order, open_groups
 from rewardkit.rl.loop import StepReport
-from rewardkit.rl.models import Models, load_language_model
-from rewardkit.rl.policy import Drawn
-from rewardkit.rl.reward_functions import RewardList, as_part
-from rewardkit.rl.rollouts import Rollout, first_repetition
-from rewardkit.rl.sampler import engine_over, module_weights
-from rewardkit.rl.supply import Supply
+from rewardkit.rl.policy.models import Models, load_language_model
+from rewardkit.rl.policy.reader import Drawn
+from rewardkit.rl.rewards.functions import RewardList, as_part
+from rewardkit.rl.sampling.collect import collect
+from rewardkit.rl.sampling.drawing import Draw, Limits, OpenGroup, Order, open_groups
+from rewardkit.rl.sampling.rollouts import Rollout, first_repetition
+from rewardkit.rl.sampling.sampler import engine_over, module_weights
+from rewardkit.rl.sampling.supply import Supply
 from search.engines.rows import RepetitionRule
 from search.engines.scripted_engine import ScriptedEngine
 from verifiers.core import Continuation, Problem, Response, Sampling, StopReason, Verdict

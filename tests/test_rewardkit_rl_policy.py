@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rewardkit.rl import policy
-from rewardkit.rl.policy import Drawn, TokenReader, best_row, families_of, positions_before
+from rewardkit.rl.policy import reader
+from rewardkit.rl.policy.reader import Drawn, TokenReader, best_row, families_of, positions_before
 from rewardkit.shared_prompt import Family
 from verifiers.errors import ModelError
 
@@ -84,7 +84,7 @@ def gradient(model: Any, reader: TokenReader, rows: list[Drawn]) -> torch.Tensor
 def test_neither_sharing_nor_pieces_change_the_gradient(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gradient(model, TokenReader(model, row_tokens=512), ROWS)
     alone = gradient(model, TokenReader(model, row_tokens=0), ROWS)
-    monkeypatch.setattr(policy, "PIECE", 2 * model.config.vocab_size)
+    monkeypatch.setattr(reader, "PIECE", 2 * model.config.vocab_size)
     pieces = gradient(model, TokenReader(model, row_tokens=512), ROWS)
     for other in (alone, pieces):
         assert (other - whole).norm() <= 1e-5 * whole.norm()

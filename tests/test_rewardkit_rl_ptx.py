@@ -17,7 +17,7 @@ import torch
 from test_rewardkit_rl_loop import distance, loop, settings, weights
 
 from rewardkit.rl.loop import Loop, StepReport
-from rewardkit.rl.ptx import text_rows
+from rewardkit.rl.policy.ptx import text_rows
 from verifiers.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardkit.rl.reward_calling import call, load_function, split_spec
-from rewardkit.rl.reward_types import PartValues, StepRewards, Unscored
-from rewardkit.rl.reward_workers import RewardWorkers, pieces, trl_columns
+from rewardkit.rl.rewards.calling import call, load_function, split_spec
+from rewardkit.rl.rewards.scored import PartValues, StepRewards, Unscored
+from rewardkit.rl.rewards.workers import RewardWorkers, pieces, trl_columns
 from verifiers.core import Problem, Response
 from verifiers.errors import ConfigError, MissingFileError, RewardError
 
@@ -26,7 +26,7 @@ FUNCTIONS = '''
 import os, signal, subprocess, sys, time
 import numpy as np
 from neighbour import HALF
-from rewardkit.rl.reward_types import StepRewards
+from rewardkit.rl.rewards.scored import StepRewards
 
 print("noise while importing")
 

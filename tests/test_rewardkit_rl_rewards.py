@@ -15,10 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prm.credit import response_score
-from rewardkit.rl.reward_functions import RewardList, RewardPart, as_part, reward_list
-from rewardkit.rl.reward_sources import FunctionSource, OutcomeSource, ScorerSource, StepSource, step_source
-from rewardkit.rl.reward_specs import RewardConfig, RewardSpec, parse_reward
-from rewardkit.rl.reward_types import (
+from rewardkit.rl.rewards.functions import RewardList, RewardPart, as_part, reward_list
+from rewardkit.rl.rewards.scored import (
     PartValues,
     Scored,
     StepRewards,
@@ -28,7 +26,9 @@ from rewardkit.rl.reward_types import (
     require_no_failure,
     require_scored,
 )
-from rewardkit.rl.reward_workers import RewardWorkers
+from rewardkit.rl.rewards.sources import FunctionSource, OutcomeSource, ScorerSource, StepSource, step_source
+from rewardkit.rl.rewards.specs import RewardConfig, RewardSpec, parse_reward
+from rewardkit.rl.rewards.workers import RewardWorkers
 from verifiers.core import Outcome, Problem, Response, StopReason, Verdict
 from verifiers.errors import ConfigError, DataError, MissingFileError, RewardError
 from verifiers.steps import token_steps
@@ -139,7 +139,7 @@ def test_configs_are_checked_before_anything_is_loaded(settings: dict[str, Any],
 
 def test_specs_and_types_load_no_torch() -> None:
     code = (
-        "import sys, rewardkit.rl.reward_types, rewardkit.rl.reward_specs, rewardkit.rl.reward_workers\n"
+        "import sys, rewardkit.rl.rewards.scored, rewardkit.rl.rewards.specs, rewardkit.rl.rewards.workers\n"
         "print(sorted({'torch', 'numpy', 'transformers'} & sys.modules.keys()))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -415,7 +415,7 @@ def test_the_shipped_step_scorer_as_a_reward(
 # -- functions in the list, and the list itself --
 
 FUNCTIONS = """
-from rewardkit.rl.reward_types import StepRewards
+from rewardkit.rl.rewards.scored import StepRewards
 
 def even(completions, log_metric, log_extra, **columns):
     log_metric("seen", len(completions))

@@ -14,8 +14,8 @@ from test_rewardkit_rl_loop import distance, loop, weights
 from test_rewardkit_rl_loop import settings as run_settings
 
 from rewardkit.rl.loop import StepReport
-from rewardkit.rl.policy import Drawn, TokenReader, families_of
-from rewardkit.rl.routing import routers_for, routes_of, with_routes
+from rewardkit.rl.policy.reader import Drawn, TokenReader, families_of
+from rewardkit.rl.policy.routing import routers_for, routes_of, with_routes
 from search.engines.routers import Routers
 from search.engines.scripted_engine import ScriptedEngine
 from search.engines.transformers_engine import TransformersEngine

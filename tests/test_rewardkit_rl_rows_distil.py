@@ -16,16 +16,16 @@ from test_rewardkit_rl_loop import distance, loop, weights
 from test_rewardkit_rl_loop import settings as run_settings
 from transformers import AutoModelForCausalLM
 
-from rewardkit.rl import policy as policy_module
-from rewardkit.rl.advantages import estimate
-from rewardkit.rl.kl import divergence, next_coefficient, penalty
-from rewardkit.rl.models import load_language_model
-from rewardkit.rl.objective import policy_loss
-from rewardkit.rl.policy import Against, Drawn, TokenReader
-from rewardkit.rl.presets import preset
-from rewardkit.rl.sections import Kl
-from rewardkit.rl.table import Table
-from rewardkit.rl.weights import prepare
+from rewardkit.rl.loss.advantages import estimate
+from rewardkit.rl.loss.kl import divergence, next_coefficient, penalty
+from rewardkit.rl.loss.objective import policy_loss
+from rewardkit.rl.loss.weights import prepare
+from rewardkit.rl.policy import reader as policy_module
+from rewardkit.rl.policy.models import load_language_model
+from rewardkit.rl.policy.reader import Against, Drawn, TokenReader
+from rewardkit.rl.settings.presets import preset
+from rewardkit.rl.settings.sections import Kl
+from rewardkit.rl.settings.table import Table
 from verifiers.errors import ConfigError, DataError, ModelError
 
 NAN = math.nan

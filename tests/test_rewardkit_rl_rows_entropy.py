@@ -15,14 +15,14 @@ from rl_policies import in_lockstep
 from test_rewardkit_rl_loop import settings as run_settings
 from test_rewardkit_rl_weights import POLICY, ragged, random_batch
 
-from rewardkit.rl.advantages import estimate
-from rewardkit.rl.batch import Batch, Prepared
-from rewardkit.rl.objective import policy_loss
-from rewardkit.rl.picks import Look, clip_covariance, covariances, greatest, lots, number_of
-from rewardkit.rl.presets import preset
-from rewardkit.rl.sections import Masks
-from rewardkit.rl.table import Table
-from rewardkit.rl.weights import prepare
+from rewardkit.rl.loss.advantages import estimate
+from rewardkit.rl.loss.batch import Batch, Prepared
+from rewardkit.rl.loss.objective import policy_loss
+from rewardkit.rl.loss.picks import Look, clip_covariance, covariances, greatest, lots, number_of
+from rewardkit.rl.loss.weights import prepare
+from rewardkit.rl.settings.presets import preset
+from rewardkit.rl.settings.sections import Masks
+from rewardkit.rl.settings.table import Table
 from verifiers.errors import ConfigError, DataError
 
 NAN = math.nan

@@ -11,12 +11,12 @@ import torch
 from rl_policies import Tabular, batch_of, expected_gradient, gradient_of, relative
 from test_rewardkit_rl_weights import ragged, random_batch, weights_of
 
-from rewardkit.rl.advantages import estimate
-from rewardkit.rl.objective import policy_loss
-from rewardkit.rl.presets import preset
-from rewardkit.rl.sections import Advantage, Clip, Masks, Ratio
-from rewardkit.rl.table import Table
-from rewardkit.rl.weights import distance, mismatch, prepare
+from rewardkit.rl.loss.advantages import estimate
+from rewardkit.rl.loss.objective import policy_loss
+from rewardkit.rl.loss.weights import distance, mismatch, prepare
+from rewardkit.rl.settings.presets import preset
+from rewardkit.rl.settings.sections import Advantage, Clip, Masks, Ratio
+from rewardkit.rl.settings.table import Table
 
 NAN = math.nan
 RETURNS = Advantage(kind="none", scale="none")

@@ -13,12 +13,12 @@ from test_rewardkit_rl_loop import distance, loop, weights
 from test_rewardkit_rl_loop import settings as run_settings
 from test_rewardkit_rl_weights import ragged
 
-from rewardkit.rl.advantages import estimate
-from rewardkit.rl.implicit import ImplicitRewards
+from rewardkit.rl.credit.implicit import ImplicitRewards
 from rewardkit.rl.loop import Loop, StepReport
-from rewardkit.rl.models import load_language_model
-from rewardkit.rl.policy import Drawn, TokenReader
-from rewardkit.rl.presets import preset
+from rewardkit.rl.loss.advantages import estimate
+from rewardkit.rl.policy.models import load_language_model
+from rewardkit.rl.policy.reader import Drawn, TokenReader
+from rewardkit.rl.settings.presets import preset
 from verifiers.errors import ConfigError, DataError
 
 NAN = math.nan

@@ -14,14 +14,14 @@ from test_rewardkit_rl_loop import settings as run_settings
 from test_rewardkit_rl_weights import ragged
 from transformers import AutoModelForCausalLM
 
-from rewardkit.rl import policy as policy_module
-from rewardkit.rl.advantages import estimate
-from rewardkit.rl.keeping import keep_sampling
 from rewardkit.rl.loop import StepReport
-from rewardkit.rl.objective import policy_loss
-from rewardkit.rl.policy import FAR, Drawn, TokenReader
-from rewardkit.rl.presets import preset
-from rewardkit.rl.weights import prepare
+from rewardkit.rl.loss.advantages import estimate
+from rewardkit.rl.loss.objective import policy_loss
+from rewardkit.rl.loss.weights import prepare
+from rewardkit.rl.policy import reader as policy_module
+from rewardkit.rl.policy.keeping import keep_sampling
+from rewardkit.rl.policy.reader import FAR, Drawn, TokenReader
+from rewardkit.rl.settings.presets import preset
 from search.engines.draws import cut
 from verifiers.core import Sampling
 from verifiers.errors import ConfigError, ModelError

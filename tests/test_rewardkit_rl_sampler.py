@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from test_rewardkit_rl_loop import PROBLEMS, distance, rewards, settings, weights
 
 from rewardkit.rl.loop import Loop, StepReport
-from rewardkit.rl.models import Models, load_language_model
-from rewardkit.rl.sampler import OwnSampler, VllmSampler, plain_weights, sampler_for
+from rewardkit.rl.policy.models import Models, load_language_model
+from rewardkit.rl.sampling.sampler import OwnSampler, VllmSampler, plain_weights, sampler_for
 from search.engines.transformers_engine import TransformersEngine
 from verifiers.core import GenerationRequest, Sampling, StopReason
 from verifiers.errors import ConfigError, EngineError

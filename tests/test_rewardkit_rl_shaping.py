@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewardkit.rl.sections import Shaping
-from rewardkit.rl.shaping import group_length, repetition, shape, soft_overlong
+from rewardkit.rl.loss.shaping import group_length, repetition, shape, soft_overlong
+from rewardkit.rl.settings.sections import Shaping
 from verifiers.core import Problem, Response, Verdict
 from verifiers.errors import ConfigError
 from verifiers.length import GroupLength, SoftOverlong

@@ -13,16 +13,16 @@ import yaml
 from test_rewardkit_rl_training import command, data  # noqa: F401
 
 from rewardkit.cli.rl import TrainJob
-from rewardkit.rl.advantages import estimate
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.drawing import Group
-from rewardkit.rl.guard_config import GuardConfig
-from rewardkit.rl.presets import preset
-from rewardkit.rl.reward_types import Scored, StepRewards
-from rewardkit.rl.step_config import StepChoice, StepConfig
-from rewardkit.rl.step_rewards import step_credit
+from rewardkit.rl.credit.guard_config import GuardConfig
+from rewardkit.rl.credit.step_config import StepChoice, StepConfig
+from rewardkit.rl.credit.step_rewards import step_credit
+from rewardkit.rl.loss.advantages import estimate
+from rewardkit.rl.rewards.scored import Scored, StepRewards
+from rewardkit.rl.sampling.drawing import Group
+from rewardkit.rl.settings.presets import preset
+from rewardkit.rl.settings.table import Table
 from rewardkit.rl.steps import Sampled, batch_of
-from rewardkit.rl.table import Table
 from rewardkit.runs import plain
 from verifiers.core import Problem, Response, StopReason
 from verifiers.errors import ConfigError

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardkit.rl.reward_types import StepRewards
-from rewardkit.rl.step_rewards import StepConfig, StepCredit, lambda_returns, soft_min_weights, step_credit
-from rewardkit.rl.step_spans import Array, at_ends, over_tokens, tile
+from rewardkit.rl.credit.step_rewards import StepConfig, StepCredit, lambda_returns, soft_min_weights, step_credit
+from rewardkit.rl.credit.step_spans import Array, at_ends, over_tokens, tile
+from rewardkit.rl.rewards.scored import StepRewards
 from verifiers.errors import ConfigError
 
 SCORES = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=8)
@@ -402,12 +402,12 @@ def test_wrong_input_is_named() -> None:
 
 
 def of_table(advantage: Any, found: StepCredit, outcomes: Sequence[float]) -> list[Array]:
-    """Advantages by `rewardkit/rl/advantages.py`, in float64."""
+    """Advantages by `rewardkit/rl/loss/advantages.py`, in float64."""
     import torch
 
-    from rewardkit.rl.advantages import estimate
-    from rewardkit.rl.batch import Batch
-    from rewardkit.rl.table import Table
+    from rewardkit.rl.loss.advantages import estimate
+    from rewardkit.rl.loss.batch import Batch
+    from rewardkit.rl.settings.table import Table
 
     shape = (len(found.lengths), max(found.lengths))
     mask_BT, ends_BT = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
@@ -432,7 +432,7 @@ def of_table(advantage: Any, found: StepCredit, outcomes: Sequence[float]) -> li
 
 
 def test_the_table_makes_the_same_advantages_of_them() -> None:
-    from rewardkit.rl.sections import Advantage
+    from rewardkit.rl.settings.sections import Advantage
 
     outcomes = [1.0, 0.0, 1.0, 0.0, 1.0]
     given_: dict[str, Any] = {

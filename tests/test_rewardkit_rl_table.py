@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from rewardkit.rl.presets import PRESETS, preset
-from rewardkit.rl.sections import Advantage, Clip, Critic, Implicit, Kl, Masks, Ratio, Shaping
-from rewardkit.rl.table import Table
+from rewardkit.rl.settings.presets import PRESETS, preset
+from rewardkit.rl.settings.sections import Advantage, Clip, Critic, Implicit, Kl, Masks, Ratio, Shaping
+from rewardkit.rl.settings.table import Table
 from verifiers.errors import ConfigError
 
 
@@ -382,7 +382,7 @@ def test_the_table_of_a_step() -> None:
 
 def test_the_command_line_can_show_the_table_without_torch() -> None:
     code = (
-        "import sys; import rewardkit.rl.presets, rewardkit.rl.table;"
+        "import sys; import rewardkit.rl.settings.presets, rewardkit.rl.settings.table;"
         "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

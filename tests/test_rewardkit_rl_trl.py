@@ -16,16 +16,16 @@ import torch
 import trl_fixed as given
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from rewardkit.rl.advantages import Estimate, estimate
-from rewardkit.rl.batch import Batch
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.models import Models
-from rewardkit.rl.objective import Loss, policy_loss
-from rewardkit.rl.presets import preset
-from rewardkit.rl.sections import Kl
-from rewardkit.rl.table import Table
+from rewardkit.rl.loss.advantages import Estimate, estimate
+from rewardkit.rl.loss.batch import Batch
+from rewardkit.rl.loss.objective import Loss, policy_loss
+from rewardkit.rl.loss.weights import mismatch, prepare
+from rewardkit.rl.policy.models import Models
+from rewardkit.rl.settings.presets import preset
+from rewardkit.rl.settings.sections import Kl
+from rewardkit.rl.settings.table import Table
 from rewardkit.rl.update import Updater
-from rewardkit.rl.weights import mismatch, prepare
 
 EXACT = 1e-10
 """Of losses and of gradients with respect to log-probabilities, which are float64."""

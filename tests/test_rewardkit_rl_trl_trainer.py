@@ -17,10 +17,10 @@ import trl_fixed as given
 from trl import GRPOConfig, GRPOTrainer
 
 import rewardkit.rl.trl_trainer as trl_trainer
-from rewardkit.rl.reward_functions import RewardList, as_part
-from rewardkit.rl.reward_types import StepRewards
-from rewardkit.rl.reward_workers import RewardWorkers
-from rewardkit.rl.step_rewards import StepConfig
+from rewardkit.rl.credit.step_rewards import StepConfig
+from rewardkit.rl.rewards.functions import RewardList, as_part
+from rewardkit.rl.rewards.scored import StepRewards
+from rewardkit.rl.rewards.workers import RewardWorkers
 from rewardkit.rl.trl_trainer import INSTALL, StepGRPOTrainer, require_version
 from verifiers.core import Verdict
 from verifiers.errors import ConfigError, MissingExtraError

@@ -19,9 +19,9 @@ import torch
 from engine_laws import make_checkpoint, need_vllm, prefixes_of
 
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.models import Models
-from rewardkit.rl.policy import Drawn, TokenReader
-from rewardkit.rl.sampler import VllmSampler, plain_weights
+from rewardkit.rl.policy.models import Models
+from rewardkit.rl.policy.reader import Drawn, TokenReader
+from rewardkit.rl.sampling.sampler import VllmSampler, plain_weights
 from verifiers.core import GenerationRequest, Sampling
 from verifiers.errors import EngineError, ModelError
 from verifiers.jsonl import read_jsonl

@@ -10,16 +10,16 @@ import pytest
 import torch
 from rl_policies import Tabular, batch_of, gradient_of, in_lockstep, relative
 
-from rewardkit.rl.advantages import estimate
-from rewardkit.rl.batch import Batch, Prepared, micro_batches, take, widths
-from rewardkit.rl.filters import kept_rows, policy_rows, value_rows
-from rewardkit.rl.objective import policy_loss, value_loss
-from rewardkit.rl.picks import Look
-from rewardkit.rl.presets import PRESETS, preset
-from rewardkit.rl.sections import Advantage, Aggregation, Clip, Kl, Masks, Ratio
-from rewardkit.rl.table import Table
-from rewardkit.rl.tally import Tally, over
-from rewardkit.rl.weights import count, mismatch, prepare, weigh
+from rewardkit.rl.loss.advantages import estimate
+from rewardkit.rl.loss.batch import Batch, Prepared, micro_batches, take, widths
+from rewardkit.rl.loss.filters import kept_rows, policy_rows, value_rows
+from rewardkit.rl.loss.objective import policy_loss, value_loss
+from rewardkit.rl.loss.picks import Look
+from rewardkit.rl.loss.tally import Tally, over
+from rewardkit.rl.loss.weights import count, mismatch, prepare, weigh
+from rewardkit.rl.settings.presets import PRESETS, preset
+from rewardkit.rl.settings.sections import Advantage, Aggregation, Clip, Kl, Masks, Ratio
+from rewardkit.rl.settings.table import Table
 from verifiers.errors import ConfigError
 
 NAN = math.nan

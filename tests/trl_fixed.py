@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from rewardkit.rl.batch import Batch
-from rewardkit.rl.policy import Drawn
+from rewardkit.rl.loss.batch import Batch
+from rewardkit.rl.policy.reader import Drawn
 
 WORDS = ("<pad>", "<eos>", "\n\n", *(f"w{n} " for n in range(13)))
 PAD, EOS, BREAK = 0, 1, 2

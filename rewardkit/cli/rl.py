@@ -11,9 +11,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter, default_name_transform
 
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.guard_config import GuardConfig
-from rewardkit.rl.reward_specs import RewardConfig
-from rewardkit.rl.step_config import StepChoice
+from rewardkit.rl.credit.guard_config import GuardConfig
+from rewardkit.rl.credit.step_config import StepChoice
+from rewardkit.rl.rewards.specs import RewardConfig
 from verifiers.errors import ConfigError
 
 
@@ -71,8 +71,8 @@ def train(job: TrainJob) -> int:
     rewardkit rl train --preset dapo --init Qwen/Qwen2.5-0.5B --data gsm8k.jsonl --rewards my_rewards.py:reward
     """
     from rewardkit.report import write_report
-    from rewardkit.rl.guards import Guards
-    from rewardkit.rl.reward_functions import reward_list
+    from rewardkit.rl.credit.guards import Guards
+    from rewardkit.rl.rewards.functions import reward_list
     from rewardkit.rl.training import train as train_policy
     from rewardkit.runs import RunFolder
     from rewardkit.sources import as_chat, problems_from

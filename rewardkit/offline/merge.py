@@ -29,7 +29,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rewardkit.rl.models import refuse_other_tokens
+from rewardkit.rl.policy.models import refuse_other_tokens
 from verifiers.checkpoints import load_tokenizer, loading
 from verifiers.errors import ConfigError, ExistingRunError, ModelError
 

@@ -1,4 +1,4 @@
-"""Settings of one reinforcement learning run; free of torch. The method itself is a row of the table (`table.py`).
+"""Settings of one reinforcement learning run; free of torch. The method is a row of the table (`settings/table.py`).
 
 A step draws `prompts` groups of `group` responses, scores them, and updates the policy `epochs` x `updates` times on
 them. With one epoch and one update every ratio is 1 and clipping never acts: `regime` says so.
@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from prm.fit_config import default, refuse_without_effect, require, require_choices
-from rewardkit.rl.off_policy import how_old, refuse_unweighted
-from rewardkit.rl.presets import PRESETS, preset
-from rewardkit.rl.table import Table
+from rewardkit.rl.settings.off_policy import how_old, refuse_unweighted
+from rewardkit.rl.settings.presets import PRESETS, preset
+from rewardkit.rl.settings.table import Table
 from search.engines.rows import RepetitionRule, check_sampling
 from verifiers.core import Sampling
 from verifiers.errors import ConfigError

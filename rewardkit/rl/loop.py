@@ -1,16 +1,16 @@
 """The online loop: draw, score, estimate, update; one step after another, and again after a kill.
 
-    draw      `prompts` groups of `group` responses with the model as it is, or ahead by a second process (`supply.py`);
-              groups that the table's filter leaves out are drawn anew, at most `rounds` times
-    score     the reward list, outcomes, step scores (`reward_functions.py`, `steps.py`), guards
-    estimate  advantages of all rows of the step (`advantages.py`)
-    update    `epochs` x `updates` optimiser steps; each weighs its rows once (`weights.py`), then reads them in
+    draw      `prompts` groups of `group` responses with the model as it is, or ahead by a second process
+              (`sampling/supply.py`); groups that the table's filter leaves out are drawn anew, at most `rounds` times
+    score     the reward list, outcomes, step scores (`rewards/functions.py`, `steps.py`), guards
+    estimate  advantages of all rows of the step (`loss/advantages.py`)
+    update    `epochs` x `updates` optimiser steps; each weighs its rows once (`loss/weights.py`), then reads them in
               micro-batches sorted by length; rows that change nothing are not read
 
 The sampler's log-probabilities are the old ones, so there is no second forward pass, except for weights e^(o - mu) of
 the table, which compare the two. How far they are from the trainer's at the same weights is measured in every step, and
-a run whose gap passes the limit stops (`sampler_gap.py`). Several processes draw and score their own problems; sums,
-gradients and figures are added up over them.
+a run whose gap passes the limit stops (`sampling/sampler_gap.py`). Several processes draw and score their own problems;
+sums, gradients and figures are added up over them.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from rewardkit.rl import checkpoint
-from rewardkit.rl.advantages import estimate
-from rewardkit.rl.batch import Batch
 from rewardkit.rl.clock import Clock
-from rewardkit.rl.collect import collect
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.drawing import Order
-from rewardkit.rl.guards import Alarm, Guards
-from rewardkit.rl.implicit import ImplicitRewards
-from rewardkit.rl.keeping import keep_sampling
-from rewardkit.rl.kl import measured, next_coefficient
-from rewardkit.rl.models import Models
-from rewardkit.rl.policy import Drawn
-from rewardkit.rl.ptx import PtxText
-from rewardkit.rl.reward_functions import RewardList
-from rewardkit.rl.routing import with_routes
-from rewardkit.rl.sampler import Sampler, sampler_for
-from rewardkit.rl.sampler_gap import GapGuard
-from rewardkit.rl.step_config import StepChoice
+from rewardkit.rl.credit.guards import Alarm, Guards
+from rewardkit.rl.credit.implicit import ImplicitRewards
+from rewardkit.rl.credit.step_config import StepChoice
+from rewardkit.rl.loss.advantages import estimate
+from rewardkit.rl.loss.batch import Batch
+from rewardkit.rl.loss.kl import measured, next_coefficient
+from rewardkit.rl.loss.tally import Tally
+from rewardkit.rl.policy.keeping import keep_sampling
+from rewardkit.rl.policy.models import Models
+from rewardkit.rl.policy.ptx import PtxText
+from rewardkit.rl.policy.reader import Drawn
+from rewardkit.rl.policy.routing import with_routes
+from rewardkit.rl.rewards.functions import RewardList
+from rewardkit.rl.sampling.collect import collect
+from rewardkit.rl.sampling.drawing import Order
+from rewardkit.rl.sampling.sampler import Sampler, sampler_for
+from rewardkit.rl.sampling.sampler_gap import GapGuard
+from rewardkit.rl.sampling.supply import supply_for
+from rewardkit.rl.settings.table import Table
 from rewardkit.rl.steps import Sampled, batch_of
-from rewardkit.rl.supply import supply_for
-from rewardkit.rl.table import Table
-from rewardkit.rl.tally import Tally
 from rewardkit.rl.update import Updater
 from search.strategies.best_of_n import check_prompts
 from verifiers.core import Problem

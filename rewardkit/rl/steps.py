@@ -1,11 +1,11 @@
 """One step's responses with their rewards as the tensors that the table reads.
 
 Rewards are the sum of the reward list plus the table's shaping; outcomes are the verifier's alone, which filters and
-guards look at. Where the table credits steps, the step scores become rewards of steps (`step_rewards.py`), and the
-response's own reward comes on top at its end: marginal rewards that are anchored to the outcome are given without it.
-For the soft minimum a step earns 2 Phi - 1 (PURE's P(good) - P(bad)). Rules that sum their rewards to the end have the
-group's mean total taken from the response's reward, which every return holds. Lambda, the temperature and the scale are
-the table's; both together are `step_config.StepChoice.config`, and give the advantages that `step_credit` gives.
+guards look at. Where the table credits steps, the step scores become rewards of steps (`credit/step_rewards.py`), and
+the response's own reward comes on top at its end: marginal rewards that are anchored to the outcome are given without
+it. For the soft minimum a step earns 2 Phi - 1 (PURE's P(good) - P(bad)). Rules that sum their rewards to the end have
+the group's mean total taken from the response's reward, which every return holds. Lambda, the temperature and the scale
+are the table's; both together are `step_config.StepChoice.config`, and give the advantages that `step_credit` gives.
 
 Legend: B responses, T tokens of the longest.
 """
@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rewardkit.rl.batch import Batch
-from rewardkit.rl.drawing import Group
-from rewardkit.rl.groups import statistics
-from rewardkit.rl.policy import Drawn, padded
-from rewardkit.rl.reward_types import Scored
-from rewardkit.rl.shaping import shape
-from rewardkit.rl.step_config import StepConfig
-from rewardkit.rl.step_rewards import step_credit
-from rewardkit.rl.table import Table
+from rewardkit.rl.credit.step_config import StepConfig
+from rewardkit.rl.credit.step_rewards import step_credit
+from rewardkit.rl.loss.batch import Batch
+from rewardkit.rl.loss.groups import statistics
+from rewardkit.rl.loss.shaping import shape
+from rewardkit.rl.policy.reader import Drawn, padded
+from rewardkit.rl.rewards.scored import Scored
+from rewardkit.rl.sampling.drawing import Group
+from rewardkit.rl.settings.table import Table
 from verifiers.core import StopReason, derive_seed
 from verifiers.errors import ConfigError
 

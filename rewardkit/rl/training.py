@@ -15,10 +15,10 @@ from typing import Any
 
 from rewardkit.rl import checkpoint
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.guards import Guards
+from rewardkit.rl.credit.guards import Guards
+from rewardkit.rl.credit.step_config import StepChoice
 from rewardkit.rl.loop import Loop, StepReport
-from rewardkit.rl.reward_functions import RewardList, as_part
-from rewardkit.rl.step_config import StepChoice
+from rewardkit.rl.rewards.functions import RewardList, as_part
 from search.estimators import pass_at
 from search.strategies.best_of_n import draw, judge
 from verifiers.core import Outcome, Problem, Scorer

@@ -3,7 +3,7 @@ r"""TRL's GRPOTrainer with an advantage for every token: step rewards inside a t
 TRL gives the loss one advantage a response, shape (B,). Its loss also takes one a token, shape (B, T), from subclasses.
 `StepGRPOTrainer` is one: drawing, rewarding, grouping and logging stay TRL's, and what goes into the loss is
 
-    A_token = A_t of the step that the token is in          (`rewardkit/rl/step_rewards.py`)
+    A_token = A_t of the step that the token is in          (`rewardkit/rl/credit/step_rewards.py`)
 
 from the steps that the reward list scored and, as outcome, the list's reward. With one step a response and lambda = 1
 that is (R - mean of group) / (s of group + eps), TRL's own number. TRL sees the list as one reward function, `total`.
@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from rewardkit.rl.policy import padded
-from rewardkit.rl.reward_functions import RewardList, as_part
-from rewardkit.rl.reward_sources import FunctionSource
-from rewardkit.rl.reward_types import Scored, StepRewards
-from rewardkit.rl.step_rewards import StepConfig, StepCredit, step_credit
+from rewardkit.rl.credit.step_rewards import StepConfig, StepCredit, step_credit
+from rewardkit.rl.policy.reader import padded
+from rewardkit.rl.rewards.functions import RewardList, as_part
+from rewardkit.rl.rewards.scored import Scored, StepRewards
+from rewardkit.rl.rewards.sources import FunctionSource
 from verifiers.core import Problem, Response, StopReason, Verdict
 from verifiers.errors import ConfigError, MissingExtraError
 from verifiers.interop import as_trl

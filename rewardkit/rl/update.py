@@ -16,18 +16,18 @@ import torch
 from accelerate import Accelerator
 from torch.nn.functional import pad
 
-from rewardkit.rl.advantages import Estimate
-from rewardkit.rl.batch import Batch, Prepared, micro_batches, take
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.filters import policy_rows, value_rows
-from rewardkit.rl.models import Models
-from rewardkit.rl.objective import Loss, policy_loss, value_loss
-from rewardkit.rl.picks import Look
-from rewardkit.rl.policy import Drawn
-from rewardkit.rl.ptx import PtxText
-from rewardkit.rl.table import Table
-from rewardkit.rl.tally import Tally
-from rewardkit.rl.weights import mismatch, prepare
+from rewardkit.rl.loss.advantages import Estimate
+from rewardkit.rl.loss.batch import Batch, Prepared, micro_batches, take
+from rewardkit.rl.loss.filters import policy_rows, value_rows
+from rewardkit.rl.loss.objective import Loss, policy_loss, value_loss
+from rewardkit.rl.loss.picks import Look
+from rewardkit.rl.loss.tally import Tally
+from rewardkit.rl.loss.weights import mismatch, prepare
+from rewardkit.rl.policy.models import Models
+from rewardkit.rl.policy.ptx import PtxText
+from rewardkit.rl.policy.reader import Drawn
+from rewardkit.rl.settings.table import Table
 
 
 class Updater:

@@ -1,0 +1,1 @@
+"""Who draws a step's responses, from which weights, in the background or in pieces."""
