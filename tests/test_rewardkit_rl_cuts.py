@@ -13,6 +13,7 @@ import pytest
 import torch
 from test_rewardkit_rl_loop import loop, settings, special
 
+from rewardkit.rl.policy.sharding import gathered
 from rewardkit.rl.settings.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +24,7 @@ def gradients(**more: Any) -> dict[str, torch.Tensor]:
     own = loop(settings(**{"steps": 1, **more}))
     own.run()
     parts = {f"{part}.{name}": p for part, one in own.models.parts.items() for name, p in one.named_parameters()}
-    return {name: p.grad.clone() for name, p in parts.items() if p.grad is not None}
+    return {name: gathered(p.grad).clone() for name, p in parts.items() if p.grad is not None}
 
 
 def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -57,13 +58,19 @@ if torch.distributed.get_rank() == 0:
 
 
 @pytest.mark.slow
-def test_two_processes_add_up_to_the_same_gradient(tiny_policy: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard", [False, True], ids=["whole", "cut"])
+def test_two_processes_add_up_to_the_same_gradient(
+    shard: bool, tiny_policy: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """Whether each has all weights, or half of them."""
     (tmp_path / "script.py").write_text(SCRIPT)
     given = {name: options(name, tiny_policy, tiny_teacher) for name in PRESETS}
+    # Few rows a pass, so that one process has more passes than the other where it has more to learn from.
+    asked = {name: {**one, "shard": shard, "micro_rows": 3} for name, one in given.items()}
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(tmp_path / "script.py"), str(ROOT / "tests"), json.dumps(given), str(tmp_path / "two.pt")]
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    arguments = [str(tmp_path / "script.py"), str(ROOT / "tests"), json.dumps(asked), str(tmp_path / "two.pt")]
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     assert two.keys() == given.keys()

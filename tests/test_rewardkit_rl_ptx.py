@@ -209,10 +209,12 @@ import sys, torch
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from test_rewardkit_rl_ptx import with_text
-own = with_text(Path(sys.argv[3]), Path(sys.argv[4]), 2.0, ptx_rows=3)
-own.run()
-if own.accelerator.is_main_process:
-    torch.save(own.models.policy.state_dict(), sys.argv[1])
+for shard in (False, True):
+    own = with_text(Path(sys.argv[3]), Path(sys.argv[4]), 2.0, ptx_rows=3, micro_rows=1, shard=shard)
+    own.run()
+    tensors = own.tensors()
+    if own.accelerator.is_main_process:
+        torch.save(tensors["policy"], Path(sys.argv[1], f"{shard}.pt"))
 """
 
 
@@ -221,9 +223,10 @@ def test_two_processes_learn_as_one(tiny_policy: Path, text: Path, tmp_path: Pat
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [tmp_path / "script.py", tmp_path / "two.pt", ROOT / "tests", tiny_policy, text]
+    arguments = [tmp_path / "script.py", tmp_path, ROOT / "tests", tiny_policy, text]
     done = subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one = with_text(tiny_policy, text, 2.0, ptx_rows=3)
     one.run()
-    assert distance(torch.load(tmp_path / "two.pt", weights_only=True), weights(one)) < 1e-4
+    for shard in (False, True):
+        assert distance(torch.load(tmp_path / f"{shard}.pt", weights_only=True), weights(one)) < 1e-4

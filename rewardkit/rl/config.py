@@ -103,6 +103,8 @@ class RlConfig:
     """Scale of the adapters."""
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Names of the modules that get adapters."""
+    shard: bool = False
+    """With several processes: cut the policy's weights, gradients and optimiser state over them (FSDP2)."""
     bf16: bool = False
     """Compute in bfloat16 (weights stay float32)."""
     gap: float | None = None

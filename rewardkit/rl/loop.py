@@ -41,6 +41,7 @@ from rewardkit.rl.policy.models import Models
 from rewardkit.rl.policy.ptx import PtxText
 from rewardkit.rl.policy.reader import Drawn
 from rewardkit.rl.policy.routing import with_routes
+from rewardkit.rl.policy.sharding import check_launch, gathered, module_state, optimiser_state
 from rewardkit.rl.rewards.functions import RewardList
 from rewardkit.rl.sampling.collect import collect
 from rewardkit.rl.sampling.drawing import Order
@@ -52,7 +53,6 @@ from rewardkit.rl.steps import Sampled, batch_of
 from rewardkit.rl.update import Updater
 from search.strategies.best_of_n import check_prompts
 from verifiers.core import Problem
-from verifiers.errors import ConfigError
 
 SUMMED = ("draw/groups", "draw/kept", "seconds/reward_work")
 """Figures that are added up over processes; of others the mean is told."""
@@ -86,16 +86,7 @@ class Loop:
         self.config, self.rewards, self.outcome = config, rewards, outcome
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         ranks = self.accelerator.num_processes
-        if self.accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-            raise ConfigError(
-                f"rl train shares out responses over processes, not weights; got {self.accelerator.distributed_type}, "
-                "launch it without FSDP, DeepSpeed and Megatron"
-            )
-        if config.prompts % (ranks * config.updates):
-            raise ConfigError(
-                f"prompts={config.prompts} cannot be shared out over {ranks} processes and {config.updates} updates; "
-                f"make it a multiple of {ranks * config.updates}"
-            )
+        check_launch(config, self.accelerator.distributed_type.value, ranks)
         self.table = config.table
         self.steps = (steps or StepChoice()).config(self.table)
         self.guards = guards or Guards()
@@ -137,8 +128,9 @@ class Loop:
             while self.done < self.config.steps:
                 on_step(self.step())
                 if work is not None and self.config.save_steps and self.done % self.config.save_steps == 0:
+                    tensors = self.tensors()
                     if self.accelerator.is_main_process:
-                        checkpoint.save(work, self.done, tensors=self.tensors(), state=self.state())
+                        checkpoint.save(work, self.done, tensors=tensors, state=self.state())
                     self.accelerator.wait_for_everyone()
         finally:
             self.close()
@@ -151,39 +143,40 @@ class Loop:
         """Draw, score, estimate, update."""
         clock = Clock()
         self.beta = self._next_beta()
-        sampled, metrics = collect(
-            self.config,
-            self.supply,
-            self.rewards,
-            outcome=self.outcome,
-            step=self.done,
-            rank=self.accelerator.process_index,
-            ranks=self.accelerator.num_processes,
-            note=clock.note,
-            gather=self._gather,
-        )
-        table, alarms = self._guarded(sampled, metrics)
-        drawn = batch_of(
-            sampled,
-            table,
-            limit=self.config.max_new_tokens,
-            steps=self.steps,
-            device=self.accelerator.device,
-        )
-        rows = sampled.rows
-        if table.masks.keep_routing:
-            rows = with_routes(rows, self.supply.engine)
-        if self.config.cuts:
-            rows, drawn = keep_sampling(
-                self.models.reader,
-                rows,
-                drawn,
-                self.config.sampling,
-                micro_rows=self.config.micro_rows,
-                autocast=self.models.autocast,
-                cut_reported=self.config.engine == "vllm",
+        with self.models.whole():
+            sampled, metrics = collect(
+                self.config,
+                self.supply,
+                self.rewards,
+                outcome=self.outcome,
+                step=self.done,
+                rank=self.accelerator.process_index,
+                ranks=self.accelerator.num_processes,
+                note=clock.note,
+                gather=self._gather,
             )
-        batch = self._read(drawn, rows, table)
+            table, alarms = self._guarded(sampled, metrics)
+            drawn = batch_of(
+                sampled,
+                table,
+                limit=self.config.max_new_tokens,
+                steps=self.steps,
+                device=self.accelerator.device,
+            )
+            rows = sampled.rows
+            if table.masks.keep_routing:
+                rows = with_routes(rows, self.supply.engine)
+            if self.config.cuts:
+                rows, drawn = keep_sampling(
+                    self.models.reader,
+                    rows,
+                    drawn,
+                    self.config.sampling,
+                    micro_rows=self.config.micro_rows,
+                    autocast=self.models.autocast,
+                    cut_reported=self.config.engine == "vllm",
+                )
+            batch = self._read(drawn, rows, table)
         if self.implicit is not None:
             batch, told = self.implicit.step(batch, rows)
             metrics |= told
@@ -303,11 +296,12 @@ class Loop:
         return reduce(add, parts)
 
     def tensors(self) -> dict[str, Any]:
-        """State dicts of everything that is trained."""
+        """State dicts of everything that is trained, whole tensors; all processes ask at the same time."""
         found = {name: part.state_dict() for name, part in self.models.parts.items()}
         if self.implicit is not None:
             found["implicit_optimiser"] = self.implicit.optimiser.state_dict()
-        return {**found, "optimiser": self.updater.optimiser.state_dict()}
+        found["optimiser"] = self.updater.optimiser.state_dict()
+        return found if self.models.shards is None else dict(gathered(found))
 
     def state(self) -> dict[str, Any]:
         """Plain values: position, guards, KL coefficient."""
@@ -326,8 +320,9 @@ class Loop:
     def restore(self, saved: checkpoint.Saved) -> None:
         """Everything as it was."""
         for name, part in self.models.parts.items():
-            part.load_state_dict(saved.tensors[name])
-        self.updater.optimiser.load_state_dict(saved.tensors["optimiser"])
+            part.load_state_dict(module_state(part, saved.tensors[name]))
+        optimiser = self.updater.optimiser
+        optimiser.load_state_dict(optimiser_state(optimiser, saved.tensors["optimiser"]))
         if self.implicit is not None:
             self.implicit.optimiser.load_state_dict(saved.tensors["implicit_optimiser"])
         state = saved.state

@@ -98,7 +98,8 @@ def train(
         if not config.eval_every:
             return {}
         since = time.perf_counter()
-        found = held_out_figures(loop, held_out, verifier or MathVerifier(), n=config.eval_samples)
+        with loop.models.whole():
+            found = held_out_figures(loop, held_out, verifier or MathVerifier(), n=config.eval_samples)
         found["seconds/heldout"] = time.perf_counter() - since
         measured.append(found["heldout/pass@1"])
         return found
@@ -129,8 +130,7 @@ def train(
         loop.run(work=work, on_step=on_step)
     finally:
         rewards.close()
-    if main:
-        loop.models.save(out)
+    loop.models.save(out, write=main)
     loop.accelerator.wait_for_everyone()
     return RlReport(
         steps=loop.done,

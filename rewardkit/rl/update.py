@@ -27,6 +27,7 @@ from rewardkit.rl.loss.weights import mismatch, prepare
 from rewardkit.rl.policy.models import Models
 from rewardkit.rl.policy.ptx import PtxText
 from rewardkit.rl.policy.reader import Drawn
+from rewardkit.rl.policy.sharding import clip_gradients, is_cut
 from rewardkit.rl.settings.table import Table
 
 
@@ -35,8 +36,14 @@ class Updater:
 
     def __init__(self, config: RlConfig, models: Models, accelerator: Accelerator, ptx: PtxText | None = None) -> None:
         self.config, self.models, self.accelerator, self.ptx = config, models, accelerator, ptx
+        self.trained = models.trained()
+        # Shares and whole tensors cannot be stepped in one go.
+        kinds = [[p for p in self.trained if is_cut(p) is cut] for cut in (True, False)]
         self.optimiser = torch.optim.AdamW(
-            models.trained(), lr=config.rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
+            [{"params": kind} for kind in kinds if kind],
+            lr=config.rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.95),
         )
         self.done = 0
         """Optimiser steps so far."""
@@ -109,19 +116,16 @@ class Updater:
             prepared,
             policy_rows(prepared, table, kl_coefficient=beta),
             lambda read, part: self._policy(read, part, table, beta, clean=clean),
+            idle=lambda: self.models.idle_pass(rows[0], layer=table.layer),
         )
         if self.models.critic is not None:
-            tally = tally + self._pass(own, prepared, value_rows(prepared), self._value)
+            tally = tally + self._pass(
+                own, prepared, value_rows(prepared), self._value, idle=lambda: self.models.idle_pass(rows[0])
+            )
         if self.ptx is not None:
             tally = tally + self.ptx.backward(self.accelerator)
-        idle = self.models.idle(table.layer)
-        for parameter in self.models.trained() if self.accelerator.num_processes > 1 else ():
-            if id(parameter) in idle:
-                continue
-            parameter.grad = self.over_ranks(
-                parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            )
-        norm = torch.nn.utils.clip_grad_norm_(self.models.trained(), self.config.max_grad_norm)
+        self._add_up()
+        norm = clip_gradients(self.trained, self.config.max_grad_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate * min(1.0, (self.done + 1) / max(1, self.config.warmup))
         self.optimiser.step()
@@ -129,22 +133,45 @@ class Updater:
         self._touched = True
         return tally + Tally(greatest={"gradient": norm.detach()})
 
+    def _add_up(self) -> None:
+        """Add gradients up over processes, but for shares, whose backward pass has done it already.
+
+        A parameter that no process has a gradient of keeps none: to the optimiser a 0 is something else.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        own = [parameter for parameter in self.trained if not is_cut(parameter)]
+        given = self.over_ranks(torch.tensor([float(parameter.grad is not None) for parameter in own]))
+        for parameter, count in zip(own, given.tolist(), strict=True):
+            if count:
+                grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+                parameter.grad = self.over_ranks(grad)
+
     def _pass(
         self,
         rows: Sequence[Drawn],
         prepared: Prepared,
         needed_B: torch.Tensor,
         loss_of: Callable[[Sequence[Drawn], Prepared], Loss],
+        *,
+        idle: Callable[[], None],
     ) -> Tally:
-        """Forward and backward over the needed rows in micro-batches, rows of one prompt together."""
+        """Forward and backward over the needed rows in micro-batches, rows of one prompt together.
+
+        `idle` is what a process does while another one still has rows, where weights are cut.
+        """
         tally = Tally()
         by_length = sorted(range(len(rows)), key=lambda n: (len(rows[n].prompt), rows[n].prompt, len(rows[n].response)))
         order = [n for n in by_length if bool(needed_B[n])]
+        passes = self.models.passes(-(-len(order) // self.config.micro_rows))
         for places_N, part in micro_batches(prepared, self.config.micro_rows, order=order):
             with self.models.autocast():
                 loss = loss_of([rows[n] for n in places_N.tolist()], part)
             loss.total.backward()  # type: ignore[no-untyped-call]
             tally = tally + loss.tally
+            passes -= 1
+        for _ in range(passes):
+            idle()
         return tally
 
     @torch.no_grad()
@@ -154,12 +181,13 @@ class Updater:
         if not table.looks or not (entropies or self._touched):
             return None
         found: list[list[torch.Tensor]] = []
-        for start in range(0, len(rows), self.config.micro_rows):
-            with self.models.autocast():
-                read = self.models.reader.read(
-                    rows[start : start + self.config.micro_rows], entropies=entropies, layer=table.layer
-                )
-            found.append([read.logprobs] if read.entropies is None else [read.logprobs, read.entropies])
+        with self.models.whole():
+            for start in range(0, len(rows), self.config.micro_rows):
+                with self.models.autocast():
+                    read = self.models.reader.read(
+                        rows[start : start + self.config.micro_rows], entropies=entropies, layer=table.layer
+                    )
+                found.append([read.logprobs] if read.entropies is None else [read.logprobs, read.entropies])
         columns = zip(*found, strict=True)
         whole = [torch.cat([pad(one, (0, width - one.shape[1])) for one in column]) for column in columns]
         return Look(logprobs_BT=whole[0], entropies_BT=whole[1] if entropies else None)
@@ -185,7 +213,7 @@ class Updater:
     def _whole_gap(self, batch: Batch, rows: Sequence[Drawn]) -> Tally:
         """The gap to the sampler on some rows, where the update reads one layer alone."""
         some = torch.arange(min(self.config.micro_rows, len(rows)))
-        with self.models.autocast():
+        with self.models.whole(), self.models.autocast():
             read = self.models.reader.read(rows[: len(some)])
         return _gap(read.logprobs, take(batch, some, width=read.logprobs.shape[1]))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from prm.lora import merged, with_adapters
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.policy.reader import Against, Drawn, TokenReader
 from rewardkit.rl.policy.routing import routers_for
+from rewardkit.rl.policy.sharding import Shards, gathered
 from verifiers.checkpoints import load_tokenizer, loading, refuse_missing
 from verifiers.errors import ModelError
 
@@ -47,6 +49,10 @@ class Models:
             row_tokens=config.row_tokens,
             routers=routers_for(self.policy) if table.masks.keep_routing else None,
         )
+        self.shards: Shards | None = None
+        if config.shard:
+            self.shards = Shards(self.reader.plain, list(self.reader.layers()))
+            self.reader.enter = self.shards.enter
         self.reference: TokenReader | None = None
         if table.kl.target == "ref" and (not config.lora_rank or table.kl.estimator == "full"):
             self.reference = self._frozen(config.init, device)
@@ -91,6 +97,20 @@ class Models:
         parts = [part for name, part in self.parts.items() if name != "implicit"]
         own = [p for part in parts for p in part.parameters() if p.requires_grad]
         return list({id(p): p for p in own}.values())
+
+    def whole(self) -> AbstractContextManager[None]:
+        """In here every process has all weights, and reads and draws by itself; outside, updates go on together."""
+        return contextlib.nullcontext() if self.shards is None else self.shards.whole()
+
+    def passes(self, own: int) -> int:
+        """Passes over the policy that this process must take where it has so many: as many as any other, if cut."""
+        return own if self.shards is None else self.shards.most(own)
+
+    def idle_pass(self, row: Drawn, *, layer: int | None = None) -> None:
+        """A forward and backward pass that changes nothing, beside one of another process over the same layers."""
+        with self.autocast():
+            nothing = 0.0 * self.reader.read([row], layer=layer).logprobs.sum()
+        nothing.backward()  # type: ignore[no-untyped-call]
 
     def _frozen(self, path: str, device: torch.device | str) -> TokenReader:
         model = load_language_model(path).to(device).eval().requires_grad_(False)
@@ -141,10 +161,20 @@ class Models:
         else:
             yield
 
-    def save(self, folder: str | Path) -> None:
-        """The policy as a plain checkpoint; adapters are multiplied out, so this ends a run."""
-        merged(self.policy, self._lora).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+    def save(self, folder: str | Path, *, write: bool = True) -> None:
+        """The policy as a plain checkpoint; adapters are multiplied out, so this ends a run.
+
+        All processes call it, and one of them is to `write`.
+        """
+        policy = self.policy
+        if self.shards is not None:
+            state = gathered(policy.state_dict())
+            policy = with_adapters(load_language_model(self.config.init), self._lora, "CAUSAL_LM") if write else policy
+            if write:
+                policy.load_state_dict(state)
+        if write:
+            merged(policy, self._lora).save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
 
 
 def load_language_model(path: str) -> Any:

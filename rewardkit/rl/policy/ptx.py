@@ -52,7 +52,8 @@ class PtxText:
         )
         self.rows = [drawn(item) for sequence in self.data.sequences for item in sequence]
         self.order = Order(self.rows, seed=derive_seed(config.seed, "ptx"))
-        self.reader, self.autocast = TokenReader(models.policy, row_tokens=models.reader.row_tokens), models.autocast
+        self.models, self.reader = models, TokenReader(models.policy, row_tokens=models.reader.row_tokens)
+        self.reader.enter = models.reader.enter
 
     @property
     def about(self) -> str:
@@ -70,9 +71,10 @@ class PtxText:
         own = taken[accelerator.process_index :: accelerator.num_processes]
         own.sort(key=lambda row: (row.prompt, len(row.response)))
         tally = Tally()
+        passes = self.models.passes(-(-len(own) // self.config.micro_rows))
         for start in range(0, len(own), self.config.micro_rows):
             part = own[start : start + self.config.micro_rows]
-            with self.autocast():
+            with self.models.autocast():
                 logprobs_BT = self.reader.read(part).logprobs
                 lengths_B = torch.tensor([len(row.response) for row in part], device=logprobs_BT.device)
                 mask_BT = torch.arange(logprobs_BT.shape[1], device=logprobs_BT.device) < lengths_B[:, None]
@@ -80,6 +82,9 @@ class PtxText:
             loss.total.backward()  # type: ignore[no-untyped-call]
             sums = {"ptx_nll": -torch.where(mask_BT, logprobs_BT, 0).detach().sum()}
             tally = tally + loss.tally + Tally(sums=over(mask_BT.sum(), sums))
+            passes -= 1
+        for _ in range(passes):
+            self.models.idle_pass(taken[0])
         return tally
 
 

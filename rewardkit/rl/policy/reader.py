@@ -119,21 +119,23 @@ class TokenReader:
         self.model, self.temperature, self.row_tokens = model, temperature, row_tokens
         self.routers = routers
         """Those of the model, where it is to take the experts that rows come with."""
+        self.enter: Callable[[Callable[[], Any]], Any] = lambda work: work()
+        """Does a reading; where weights are cut over processes, while they are there (`sharding.py`)."""
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.trunk, self.head = plain.base_model, plain.get_output_embeddings()
         if self.head is None:
             raise ModelError(f"{type(plain).__name__} has no language-model head to read tokens by")
-        self._plain = plain
+        self.plain = plain
 
     def check(self, ids: Sequence[int]) -> None:
         """Raise ModelError where logits are not the head's (scaled, capped): they would be computed wrongly here."""
         with torch.no_grad():
-            ids_BT = torch.tensor([list(ids)], device=self._plain.device)
+            ids_BT = torch.tensor([list(ids)], device=self.plain.device)
             own = self.head(self.trunk(input_ids=ids_BT, use_cache=False).last_hidden_state)
-            gap = (own - self._plain(input_ids=ids_BT, use_cache=False).logits).abs().max().item()
+            gap = (own - self.plain(input_ids=ids_BT, use_cache=False).logits).abs().max().item()
         if gap > 1e-3:
             raise ModelError(
-                f"{type(self._plain).__name__} changes its logits behind the head (by {gap:.2g}), which reading by "
+                f"{type(self.plain).__name__} changes its logits behind the head (by {gap:.2g}), which reading by "
                 "the head alone would miss; it cannot be trained here"
             )
 
@@ -150,21 +152,24 @@ class TokenReader:
 
         That is its entropy, value and KL over the vocabulary. `layer` is the last layer that is read (from 0).
         """
-        hidden_ND = self.hidden(rows, layer=layer)
-        targets_N = torch.tensor([token for row in rows for token in row.response], device=hidden_ND.device)
-        work = _Work(
-            reader=self,
-            hidden_ND=hidden_ND,
-            targets_N=targets_N,
-            kept=_kept_of(rows),
-            entropies=entropies,
-            against=against,
-        )
-        if against is not None:
-            with torch.no_grad():
-                work.other_ND = against.reader.hidden(rows)
-        logprobs_N, entropies_N, divergences_N = work.all()
-        values_N = None if value_head is None else value_head(hidden_ND.float())[:, 0]
+
+        def work() -> tuple[torch.Tensor | None, ...]:
+            hidden_ND = self.hidden(rows, layer=layer)
+            own = _Work(
+                reader=self,
+                hidden_ND=hidden_ND,
+                targets_N=torch.tensor([token for row in rows for token in row.response], device=hidden_ND.device),
+                kept=_kept_of(rows),
+                entropies=entropies,
+                against=against,
+            )
+            if against is not None:
+                with torch.no_grad():
+                    own.other_ND = against.reader.hidden(rows)
+            values_N = None if value_head is None else value_head(hidden_ND.float())[:, 0]
+            return *own.all(), values_N
+
+        logprobs_N, entropies_N, divergences_N, values_N = self.enter(work)
         lengths = [len(row.response) for row in rows]
         found = (entropies_N, values_N, divergences_N)
         further = [None if one_N is None else padded(one_N, lengths) for one_N in found]
@@ -175,7 +180,7 @@ class TokenReader:
     def hidden(self, rows: Sequence[Drawn], *, layer: int | None = None) -> torch.Tensor:
         """Hidden states, behind the final norm, that predict each response token, row after row. Shape (N, D)."""
         families = families_of(rows, most=self.most)
-        inputs = {name: value.to(self._plain.device) for name, value in one_row(families).items()}
+        inputs = {name: value.to(self.plain.device) for name, value in one_row(families).items()}
         with self._up_to(layer), replayed(self.routers, rows, families):
             hidden_BTD = self.trunk(**inputs, use_cache=False).last_hidden_state
         places, columns = positions_before(families)
@@ -213,7 +218,7 @@ class TokenReader:
         """The trunk's layers. Raises ModelError for a model whose layers stand elsewhere."""
         found = getattr(self.trunk, "layers", None)
         if not isinstance(found, torch.nn.ModuleList):
-            raise ModelError(f"{type(self._plain).__name__} has no list of layers to read one of; leave layer out")
+            raise ModelError(f"{type(self.plain).__name__} has no list of layers to read one of; leave layer out")
         return found
 
     @contextlib.contextmanager

@@ -1,0 +1,108 @@
+"""Weights cut over two processes learn, save and go on as whole ones do; gradients of all presets: `..._cuts.py`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_rewardkit_rl_loop import PROBLEMS, distance, loop, rewards, settings
+
+from rewardkit.rl.config import RlConfig
+from rewardkit.rl.policy.models import load_language_model
+from rewardkit.rl.policy.sharding import clip_gradients
+from rewardkit.rl.training import train
+from verifiers.core import Problem, Response, Verdict
+from verifiers.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+HELD_OUT = [Problem(id="held-out", prompt="Two apples: ", answer="2")]
+KINDS: dict[str, dict[str, Any]] = {
+    "grpo": {"preset": "grpo", "micro_rows": 3},
+    "lora": {"preset": "grpo", "lora_rank": 2, "rate": 1e-2},
+    "critic": {"preset": "ppo", "value_model": "shared", "micro_rows": 3},
+}
+
+
+class Never:
+    """A verifier that is sure of one thing."""
+
+    def judge(self, problems: Any, responses: list[Response]) -> list[Verdict]:
+        return [Verdict.incorrect("never") for _ in responses]
+
+
+def learn(config: RlConfig, folder: Path) -> Any:
+    """A whole run."""
+    about = {"outcome": "even", "held_out": HELD_OUT, "verifier": Never()}
+    return train(config, PROBLEMS, rewards(config), out=folder / "model", work=folder / "work", **about)
+
+
+def run_kind(kind: str, init: str, folder: Path, **more: Any) -> None:
+    report = learn(settings(init, eval_every=1, eval_samples=2, **KINDS[kind], **more), folder)
+    assert report.held_out_last == 0.0
+
+
+def stop_and_go_on(init: str, folder: Path) -> None:
+    """Three steps at once, and two and one: the same weights and moments bit for bit."""
+    common = {**KINDS["critic"], "save_steps": 1, "shard": True}
+    whole = loop(settings(init, steps=3, **common))
+    whole.run()
+    loop(settings(init, steps=2, **common)).run(work=folder)
+    again = loop(settings(init, steps=3, **common))
+    again.run(work=folder, resume=True)
+    assert again.done == 3
+    one, other = whole.tensors(), again.tensors()
+    assert distance(one["policy"], other["policy"]) == 0.0
+    for place, moments in one["optimiser"]["state"].items():
+        assert all(torch.equal(value, other["optimiser"]["state"][place][name]) for name, value in moments.items())
+    own = [p for p in whole.models.policy.parameters() if p.requires_grad]
+    held, full = sum(p.to_local().numel() for p in own), sum(p.numel() for p in own)
+    assert held <= 0.51 * full, (held, full)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_rewardkit_rl_sharding import KINDS, run_kind, stop_and_go_on
+for kind in KINDS:
+    run_kind(kind, sys.argv[2], Path(sys.argv[3], kind), shard=True)
+stop_and_go_on(sys.argv[2], Path(sys.argv[3], "stopped"))
+"""
+
+
+@pytest.mark.slow
+def test_cut_weights_learn_save_and_go_on_as_whole_ones(tiny_policy: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [tmp_path / "script.py", ROOT / "tests", tiny_policy, tmp_path / "two"]
+    done = subprocess.run(
+        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    for kind in KINDS:
+        run_kind(kind, str(tiny_policy), tmp_path / "one" / kind)
+        two, one = (
+            load_language_model(str(tmp_path / count / kind / "model")).state_dict() for count in ("two", "one")
+        )
+        assert distance(one, load_language_model(str(tiny_policy)).state_dict()) > 1e-3
+        assert distance(one, two) < 1e-4, kind
+
+
+def test_one_process_has_nothing_to_cut(tiny_policy: Path) -> None:
+    with pytest.raises(ConfigError, match="shard cuts weights over several processes, and this is the only one"):
+        loop(settings(tiny_policy, shard=True))
+
+
+def test_gradients_that_are_whole_are_clipped_as_ever() -> None:
+    one, other = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    one.grad = torch.tensor([3.0, 4.0])
+    assert float(clip_gradients([one, other], 1.0)) == 5.0
+    assert torch.allclose(one.grad, torch.tensor([0.6, 0.8]), atol=1e-6) and other.grad is None
+    assert float(clip_gradients([one], 2.0)) == pytest.approx(1.0, abs=1e-6)
+    assert torch.allclose(one.grad, torch.tensor([0.6, 0.8]), atol=1e-6)
