@@ -7,6 +7,9 @@ bootstraps over seeds and problems, the same in all arms.
     teacher          GRPO of another seed for twice as many steps as any student gets; its cost is told by itself
     GRPO             one update a step, no KL: the reference of what follows
     distillation     preset opd, the teacher's log-ratio of every token as its advantage, no reward
+    .., vocabulary   the same with the KL over all of the vocabulary at every token, in the loss
+    .., right        that from a teacher trained better than GRPO trains here: the shipped policy as it was before
+      teacher        it learned to slip (`data/playground/policy-right`)
     KDRL, k2 and k3  GRPO with a term to the teacher on responses that are not right, whose coefficient falls from 0.1
                      to 0.02: k2's gradient is then about as large as GRPO's at first; with the preset's 5e-3, made
                      for models of billions of parameters, both would be GRPO here
@@ -40,7 +43,11 @@ from rewardkit import playground
 from rewardkit.rl.config import RlConfig
 from search.engines.transformers_engine import TransformersEngine
 
-REFERENCE, STUDENT = "GRPO", "distillation"
+REFERENCE = "GRPO"
+SAMPLED, STUDENT = "distillation", "distillation, right teacher"
+WHOLE = "distillation, vocabulary"
+RIGHT = str(playground.asset("policy-right"))
+STUDENTS = (SAMPLED, WHOLE, STUDENT)
 FOUR = "GRPO, 4 updates"
 PLAIN = ("kl=null",)
 TO_TEACHER = ("kl.coefficient=0.1", "kl.final=0.02")
@@ -81,10 +88,14 @@ def arms(size: Size) -> dict[str, Arm]:
     half = max(1, size.steps // 2)
     fall = f"kl.steps={size.steps}"
     four: dict[str, Any] = {"steps": size.many_steps, "every": max(1, size.many_steps // 2), "updates": 4, "rate": 1e-4}
+    whole = ("kl.estimator=full", "kl.place=loss")
+    opd: dict[str, Any] = {"preset": "opd", "steps": size.student_steps, "every": max(1, size.student_steps // 10)}
     kdrl: dict[str, Any] = {"preset": "kdrl", "steps": size.steps, "every": half, "teacher": True}
     return {
         REFERENCE: Arm(preset="grpo", steps=size.steps, every=max(1, size.steps // 10), change=PLAIN),
-        STUDENT: Arm(preset="opd", steps=size.student_steps, every=max(1, size.student_steps // 10), teacher=True),
+        SAMPLED: Arm(teacher=True, **opd),
+        WHOLE: Arm(teacher=True, change=whole, **opd),
+        STUDENT: Arm(teacher=True, change=whole, **opd),
         "KDRL, k2": Arm(change=(*TO_TEACHER, fall), **kdrl),
         "KDRL, k3": Arm(change=(*TO_TEACHER, fall, "kl.estimator=k3"), **kdrl),
         FOUR: Arm(preset="grpo", change=PLAIN, **four),
@@ -121,9 +132,9 @@ def learn(arm: Arm, seed: int, size: Size, teacher: Path, *, out: Path | None = 
 
 
 @functools.cache
-def start(problems: int, samples: int) -> Any:
-    """What the start gets right."""
-    engine = TransformersEngine.load(POLICY, dtype="float32")
+def start(problems: int, samples: int, policy: str = POLICY) -> Any:
+    """What the start, or another policy, gets right."""
+    engine = TransformersEngine.load(policy, dtype="float32")
     return right_of(answered(engine, playground.problems(problems, split="test"), samples))
 
 
@@ -150,13 +161,13 @@ def steps_of(row: Mapping[str, Any]) -> list[int]:
     return sorted(map(int, row["right"]))
 
 
-def reach(every: Mapping[str, int]) -> Callable[[Mapping[str, Curve]], float]:
-    """Steps of distillation over those of GRPO, to the accuracy that GRPO ends with."""
+def reach(student: str, every: Mapping[str, int]) -> Callable[[Mapping[str, Curve]], float]:
+    """Steps of an arm with a teacher over those of GRPO, to the accuracy that GRPO ends with."""
 
     def of(curves: Mapping[str, Curve]) -> float:
         own = mean(curves[REFERENCE])
         target = float(isotonic_regression(own)[-1])
-        both = (steps_to(curves[name], target, every[name]) for name in (STUDENT, REFERENCE))
+        both = (steps_to(curves[name], target, every[name]) for name in (student, REFERENCE))
         return next(both) / max(next(both), 0.5)
 
     return of
@@ -203,7 +214,7 @@ def main() -> None:
         for seed in range(size.seeds):
             for name, arm in compared.items():
                 what = [name, asdict(arm), seed, asdict(size), taught["tokens"]]
-                make = functools.partial(learn, arm, seed, size, teacher)
+                make = functools.partial(learn, arm, seed, size, Path(RIGHT) if name == STUDENT else teacher)
                 row = kept(f"relatives-{name}-{seed}", what, make, resume=chosen.resume)
                 rows.setdefault(name, []).append(row)
                 line = curve_of(row, arm, size).mean(2).round(3).tolist()
@@ -233,6 +244,7 @@ def distilled(
     figures = [
         figure("held-out pass@1 at the start", float(mean(own[REFERENCE])[0])),
         figure("teacher: pass@1", float(pass_rates(right)[0].mean()), seconds=taught["seconds"], steps=taught["steps"]),
+        figure("right teacher: pass@1", float(pass_rates(start(size.problems, 2, RIGHT))[0].mean())),
     ]
     lines = []
     for name in own:
@@ -241,11 +253,13 @@ def distilled(
         cost = about(own, rows, name)
         lines.append([name, f"{cost['steps']:.0f}", told(end), f"{cost['tokens']:,.0f}", f"{cost['seconds']:.0f}"])
     print(table(["arm", "steps", "pass@1", "tokens drawn", "processor s"], lines))
-    ratio = resampled(own, reach({name: arm.every for name, arm in compared.items()}))
-    a_step = {name: sum(row["seconds"] / row["steps"] for row in rows[name]) for name in (STUDENT, REFERENCE)}
-    dearer = a_step[STUDENT] / a_step[REFERENCE]
-    figures.append(figure("steps of distillation / GRPO, to GRPO's last pass@1", **ratio, ceiling=0.2))
-    figures.append(figure("    processor seconds of a step, distillation / GRPO", dearer))
+    every = {name: arm.every for name, arm in compared.items()}
+    a_step = {name: sum(row["seconds"] / row["steps"] for row in rows[name]) for name in (*STUDENTS, REFERENCE)}
+    for name in STUDENTS:
+        ceiling: dict[str, float] = {"ceiling": 0.2} if name == STUDENT else {}
+        ratio = resampled(own, reach(name, every))
+        figures.append(figure(f"steps of {name} / GRPO, to GRPO's last pass@1", **ratio, **ceiling))
+        figures.append(figure("    processor seconds of a step", a_step[name] / a_step[REFERENCE]))
     half = max(1, size.steps // 2)
     for name, other in (("KDRL, k2", "KDRL, k3"), ("KDRL, k2", REFERENCE), ("KDRL, k3", REFERENCE)):
         figures.append(figure(f"{name} minus {other}, at the end", **resampled(own, last(name, other))))
