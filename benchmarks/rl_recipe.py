@@ -94,7 +94,7 @@ METHODS = {
     "PPO, Bradley-Terry": Method(rate=3e-4, grid=(1e-4, 3e-4, 6e-4)),
     "DPO": Method(rate=1e-4, grid=(3e-5, 1e-4, 3e-4)),
     "GRPO": Method(rate=3e-4, grid=(1e-4, 3e-4, 6e-4)),
-    "PPO, verifier": Method(rate=3e-4, grid=(1e-4, 3e-4, 6e-4)),
+    "PPO, verifier": Method(rate=1e-4, grid=(3e-5, 1e-4, 3e-4, 6e-4)),
     "rejection + SFT": Method(rate=1e-3, grid=(3e-4, 1e-3, 3e-3)),
 }
 

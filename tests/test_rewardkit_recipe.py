@@ -114,7 +114,7 @@ def test_steps_to_the_last_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
     relatives = script("rl_relatives", monkeypatch)
     # GRPO ends at 0.6, at step 10; the student is there half-way between its steps 2 and 4.
     curves = {"GRPO": curve(0.4, 0.5, 0.6), "distillation": curve(0.4, 0.55, 0.65)}
-    of = relatives.reach({"GRPO": 5, "distillation": 2})
+    of = relatives.reach("distillation", {"GRPO": 5, "distillation": 2})
     assert of(curves) == pytest.approx(3 / 10)
     # A dip is levelled with what is before it: 0.5 at steps 10 and 15, which is between the student's 0.4 and 0.55.
     curves["GRPO"] = curve(0.4, 0.4, 0.6, 0.4)
