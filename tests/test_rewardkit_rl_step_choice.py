@@ -75,6 +75,7 @@ def in_a_run(table: Table, choice: StepChoice) -> tuple[list[list[float]], StepC
 CASES: Sequence[tuple[str, dict[str, Any], StepChoice]] = [
     ("prm_step", {}, StepChoice()),
     ("prm_step", {"advantage": {"lam": 0.0, "scale": "none"}}, StepChoice(start=0.25)),
+    ("prm_step", {"advantage": {"lam": 0.0, "scale": "none"}}, StepChoice(start_from="scores")),
     ("prm_step", {"advantage": {"lam": 1.0, "eps": 0.5}}, StepChoice(eta=0.2)),
     ("prm_step", {}, StepChoice(anchor=False)),
     ("prm_step", {}, StepChoice(anchor=False, outcome_weight=0.0)),

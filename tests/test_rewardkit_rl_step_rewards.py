@@ -72,6 +72,20 @@ def test_marginal_rewards_by_hand() -> None:
     assert capped.rewards[0].tolist() == [0.1, 0.1, 0.1]
 
 
+def test_a_start_from_scores_by_hand() -> None:
+    """A group that failed altogether: first steps are compared with each other, and not all praised."""
+    scores = [[0.5, 0.25], [0.25, 0.5, 0.0], None]
+    found = credit(StepConfig(scale="none", lam=0.0, start_from="scores"), scores, [0.0, 0.0, 0.0])
+    assert [row.tolist() for row in found.advantages] == [[0.125, -0.5], [-0.125, 0.25, -0.5], [-0.375]]
+    praised = credit(StepConfig(scale="none", lam=0.0), scores, [0.0, 0.0, 0.0])
+    assert [row[0] for row in praised.advantages] == [0.5, 0.25, 0.0]
+    # Without a single score the outcomes are what is left.
+    alone = credit(StepConfig(scale="none", lam=0.0, start_from="scores"), [None, None], [1.0, 0.0])
+    assert [row.tolist() for row in alone.advantages] == [[0.5], [-0.5]]
+    with pytest.raises(ConfigError, match="start_from='scores' does not go with start"):
+        StepConfig(start=0.5, start_from="scores")
+
+
 @given(SCORES, st.floats(-1.0, 2.0))
 def test_lambda_one_is_the_outcome_over_a_baseline(scores: list[float], outcome: float) -> None:
     found = credit(plain(lam=1.0), [scores], [outcome])

@@ -22,6 +22,7 @@ from rewardkit.rl.settings.table import Table
 from verifiers.errors import ConfigError
 
 Rule: TypeAlias = Literal["marginal", "clip", "delta", "min", "sum"]
+Start: TypeAlias = Literal["outcomes", "scores"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,9 @@ class StepConfig:
     anchor: bool = True
     """Of marginal: the last Phi is the outcome; False leaves the scorer's own."""
     start: float | None = None
-    """Of marginal: Phi_0; None takes the mean outcome of the group."""
+    """Of marginal: Phi_0; None takes a mean of the group."""
+    start_from: Start = "outcomes"
+    """Of marginal without a start: the mean of the group's outcomes, or of its responses' first scores."""
     lam: float = 0.5
     """Of marginal: lambda over steps; 1 trusts outcomes alone, 0 the scorer as a value function."""
     eta: float | None = None
@@ -48,13 +51,16 @@ class StepConfig:
     """Added to that deviation."""
 
     def __post_init__(self) -> None:
-        require_choices(self, {"rule": ("marginal", "clip", "delta", "min", "sum"), "scale": ("group", "none")})
+        choices = {"scale": ("group", "none"), "start_from": ("outcomes", "scores")}
+        require_choices(self, {"rule": ("marginal", "clip", "delta", "min", "sum"), **choices})
         marginal = "marginal rewards alone have Phi as their value function"
         refuse_without_effect(
             self,
             (
                 ("anchor", "rule", ("marginal",), marginal),
                 ("start", "rule", ("marginal",), marginal),
+                ("start_from", "rule", ("marginal",), marginal),
+                ("start_from", "start", (None,), "that is where Phi begins"),
                 ("lam", "rule", ("marginal",), marginal),
                 ("eta", "rule", ("marginal", "clip"), "nothing is cut there"),
                 ("temperature", "rule", ("min",), "only a soft minimum has one"),
@@ -97,7 +103,10 @@ class StepChoice:
     anchor: bool = True
     """Of marginal: the last Phi is the outcome, so that the model's last score cannot be hacked."""
     start: float | None = None
-    """Of marginal: Phi before the first step; the mean outcome of the group by default."""
+    """Of marginal: Phi before the first step; a mean of the group by default."""
+    start_from: Start = "outcomes"
+    """Of marginal without a start: the mean of the group's outcomes, or of its responses' first scores, which is what
+    the scorer itself says of the prompt."""
     eta: float | None = None
     """Of clip: its threshold. Of marginal: most that a step may earn."""
     outcome_weight: float | None = None
@@ -133,6 +142,7 @@ class StepChoice:
             rule=rule,
             anchor=self.anchor,
             start=self.start,
+            start_from=self.start_from,
             eta=self.eta,
             lam=StepConfig.lam if rule != "marginal" or advantage.lam is None else advantage.lam,
             temperature=StepConfig.temperature if advantage.temperature is None else advantage.temperature,

@@ -14,11 +14,14 @@ Marginal rewards are the errors of Phi as a value function, so their advantages 
 
     A_t = sum_{k >= t} lambda^{k-t} r_k:    lambda = 1 gives R - Phi_{t-1},  lambda = 0 the rule itself,
 
-and no further baseline is needed. With lambda = 1 and the anchor, Phi is a baseline only and the expected gradient is
-that of R alone. The others are summed to the end, minus the group's mean total. PURE has its own baseline, that of the
-authors' code (github.com/CJReinforce/PURE): what the other responses of the group have on average a token, times the
-tokens from step t on (one a step would pay for few steps), and adds the outcome minus the mean of the others. The
-table's baseline "tokens" is the same rule; it is a price on tokens, and moves the expectation where lengths differ.
+and no further baseline is needed. Phi_0 is the mean outcome of the group, or on request the mean of its first scores,
+as E Phi_1 is what the scorer says of the prompt. The latter is on the scorer's own scale: a group that failed
+altogether has mean outcome 0, and every first step would earn Phi_1 > 0 there. With lambda = 1 and the anchor, Phi is a
+baseline only and the expected gradient is that of R alone. The others are summed to the end, minus the group's mean
+total. PURE has its own baseline, that of the authors' code (github.com/CJReinforce/PURE): what the other responses of
+the group have on average a token, times the tokens from step t on (one a step would pay for few steps), and adds the
+outcome minus the mean of the others. The table's baseline "tokens" is the same rule; it is a price on tokens, and moves
+the expectation where lengths differ.
 
 Advantages are divided, after summing, by the deviation (n - 1) of the group's totals: one factor a group, so that the
 order of steps stays. Normalising scores before summing breaks the telescoping and pays for length; normalising them
@@ -120,7 +123,8 @@ def step_credit(
         members.setdefault(group, []).append(n)
     for rows in members.values():
         known = [outcome for n in rows if (outcome := outcomes[n]) is not None]
-        start = config.start if config.start is not None else (math.fsum(known) / len(known) if known else None)
+        firsts = [score for n in rows for score in tiles[n][0][:1] if score is not None]
+        start = _start(config, known, firsts)
         for n in rows:
             fault = _fault(config, outcomes[n], steps[n], lengths[n], start)
             counts[fault] += bool(fault)
@@ -205,6 +209,14 @@ def lambda_returns(rewards_S: npt.ArrayLike, lam: float) -> Array:
     for t in range(len(returns_S) - 2, -1, -1):
         returns_S[t] += lam * returns_S[t + 1]
     return returns_S
+
+
+def _start(config: StepConfig, outcomes: Sequence[float], firsts: Sequence[float]) -> float | None:
+    """Phi_0 of a group; None where nothing says it."""
+    if config.start is not None:
+        return config.start
+    known = firsts if config.start_from == "scores" and firsts else outcomes
+    return math.fsum(known) / len(known) if known else None
 
 
 def _beside(config: StepConfig, rewards_S: Array, values: Sequence[float | None], outcome: float | None) -> Array:
