@@ -4,33 +4,38 @@ All arms begin at the shipped policy, take the same train problems in the same o
 the same rate, and answer the same held-out test problems every few steps. A seed is another order and other responses.
 
     outcome only        GRPO on the verifier
-    step rewards        prm_step: marginal rewards of the shipped PRM, anchored to the verifier, lambda 0.5
+    step rewards        prm_step: marginal rewards of the shipped PRM, anchored to the verifier, with lambda 0, without
+                        the group's deviation, Phi_0 from the group's first scores: of the settings tried on validation
+                        problems what learned soonest
+    .. as the preset    the same with lambda 0.5, the deviation, and Phi_0 from the group's outcomes
     critic              PPO, two passes a batch
     weak PRM, plain     marginal rewards of a PRM hardly trained, without the anchor: its last score is the goal
     weak PRM, anchored  the same PRM, anchored to the verifier, with the guards' fallback
 
-Steps to an accuracy are read off the mean curve over seeds, made monotone (isotonic regression) and linear between
+With the environment variable KEEP every run is written to that folder, and taken up from there with `--resume`. Steps
+to an accuracy are read off the mean curve over seeds, made monotone (isotonic regression) and linear between
 measurements; the target is what outcomes alone reach in the end. Intervals are bootstraps over seeds and problems.
 """
 
 from __future__ import annotations
 
-import os
+import functools
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from claims import arguments, figure, finish
+from claims import figure, finish
+from rl_runs import kept, options
 from sklearn.isotonic import IsotonicRegression
 
 from rewardkit import playground
 from rewardkit.rl.config import RlConfig
-from rewardkit.rl.credit.step_rewards import StepConfig
+from rewardkit.rl.credit.step_config import StepChoice
 from rewardkit.rl.loop import Loop
 from rewardkit.rl.rewards.functions import reward_list
 from rewardkit.rl.rewards.specs import RewardConfig
@@ -38,12 +43,12 @@ from search.engines.transformers_engine import TransformersEngine
 from search.strategies.best_of_n import draw, judge
 from verifiers.checkpoints import load_tokenizer
 from verifiers.core import Sampling
-from verifiers.jsonl import write_jsonl
 from verifiers.maths import MathVerifier
 
 Curve = npt.NDArray[np.float64]
 """Share of right responses at every measurement, for every seed and problem. Shape (S, M, P)."""
 POLICY = str(playground.asset("policy"))
+STEPS = "step rewards"
 SAMPLES = 2
 DRAWS = 1000
 """Of a bootstrap."""
@@ -56,7 +61,7 @@ class Arm:
     preset: str
     change: tuple[str, ...] = ()
     rewards: tuple[str, ...] = ("math",)
-    steps: StepConfig | None = None
+    steps: StepChoice | None = None
     epochs: int = 1
     part: float = 1.0
     """Share of the steps that it runs."""
@@ -75,10 +80,12 @@ class Size:
 def arms(weak: Path) -> dict[str, Arm]:
     """What is compared."""
     shipped = f"prm:{playground.asset('prm')}"
-    plain = StepConfig(anchor=False)
+    plain = StepChoice(anchor=False, outcome_weight=0.0)
+    bold = ("advantage.lam=0", "advantage.scale=none")
     return {
         "outcome only": Arm(preset="grpo", change=("kl=null",)),
-        "step rewards": Arm(preset="prm_step", rewards=("math", shipped)),
+        STEPS: Arm(preset="prm_step", change=bold, rewards=("math", shipped), steps=StepChoice(start_from="scores")),
+        f"{STEPS}, as the preset": Arm(preset="prm_step", rewards=("math", shipped)),
         "critic": Arm(preset="ppo", epochs=2),
         "weak PRM, plain": Arm(preset="prm_step", rewards=("math", f"prm:{weak}"), steps=plain, part=0.6),
         "weak PRM, anchored": Arm(preset="prm_step", rewards=("math", f"prm:{weak}"), part=0.6),
@@ -95,8 +102,8 @@ def weak_prm(folder: Path) -> Path:
     return folder
 
 
-def learn(arm: Arm, seed: int, size: Size) -> tuple[Curve, list[dict[str, Any]], list[tuple[int, str]]]:
-    """One run: right shares (M, P), a row of metrics a step, and (step, alarm) as they first rang."""
+def learn(arm: Arm, seed: int, size: Size) -> dict[str, Any]:
+    """One run: curve, right shares (M, P); rows, metrics of every step; rang, (step, alarm) as they first did."""
     config = RlConfig(
         init=POLICY,
         preset=arm.preset,
@@ -135,7 +142,7 @@ def learn(arm: Arm, seed: int, size: Size) -> tuple[Curve, list[dict[str, Any]],
                 found.append(measured())
     finally:
         rewards.close()
-    return np.stack(found), rows, [(step, name) for name, step in rang.items()]
+    return {"curve": np.stack(found).tolist(), "rows": rows, "rang": [(step, name) for name, step in rang.items()]}
 
 
 def resampled(curves: Mapping[str, Curve], of: Callable[[Mapping[str, Curve]], float]) -> dict[str, float]:
@@ -172,7 +179,7 @@ def reach(curves: Mapping[str, Curve], every: int, share: float) -> float:
     own = mean(curves["outcome only"])
     fitted = IsotonicRegression().fit_transform(np.arange(len(own)), own)
     target = float(fitted[0] + share * (fitted[-1] - fitted[0]))
-    return steps_to(curves["step rewards"], target, every) / max(steps_to(curves["outcome only"], target, every), 0.5)
+    return steps_to(curves[STEPS], target, every) / max(steps_to(curves["outcome only"], target, every), 0.5)
 
 
 def gain(name: str) -> Callable[[Mapping[str, Curve]], float]:
@@ -188,24 +195,27 @@ def last_scores(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 def main() -> None:
     """Learn and report."""
-    options = arguments(__doc__)
+    chosen = options(__doc__)
     size = Size(steps=50, every=5, problems=200, seeds=3)
-    if options.quick:
+    if chosen.quick:
         size = Size(steps=4, every=2, problems=10, seeds=2)
     curves: dict[str, Curve] = {}
     logs: dict[str, list[list[dict[str, Any]]]] = {}
     alarms: dict[str, list[list[tuple[int, str]]]] = {}
     with tempfile.TemporaryDirectory() as made:
-        chosen = arms(weak_prm(Path(made, "weak")))
+        compared = arms(weak_prm(Path(made, "weak")))
         for seed in range(size.seeds):
-            for name, arm in chosen.items():
-                curve, rows, rang = learn(arm, seed, size)
+            for name, arm in compared.items():
+                # Without the rewards: the weak model is made anew every time, the same, under another path.
+                steps = None if arm.steps is None else asdict(arm.steps)
+                what = [name, arm.preset, arm.change, steps, arm.epochs, arm.part, seed, asdict(size)]
+                make = functools.partial(learn, arm, seed, size)
+                run = kept(f"learning-{name}-{seed}", what, make, resume=chosen.resume)
+                curve = np.array(run["curve"])
                 curves[name] = np.concatenate([curves[name], curve[None]]) if seed else curve[None]
-                logs.setdefault(name, []).append(rows)
-                alarms.setdefault(name, []).append(rang)
-                print(f"{name}, seed {seed}: {np.round(curve.mean(1), 3).tolist()} {rang}", flush=True)
-                if kept := os.environ.get("KEEP"):
-                    write_jsonl(Path(kept, f"{name}-{seed}.jsonl".replace(" ", "_")), rows)
+                logs.setdefault(name, []).append(run["rows"])
+                alarms.setdefault(name, []).append([(step, alarm) for step, alarm in run["rang"]])
+                print(f"{name}, seed {seed}: {np.round(curve.mean(1), 3).tolist()} {run['rang']}", flush=True)
     figures = [figure("held-out pass@1 at the start", float(mean(curves["outcome only"])[0]))]
     for name in curves:
         bounds: dict[str, Any] = {"floor": 0.15} if name == "outcome only" else {}
@@ -219,7 +229,7 @@ def main() -> None:
         figures.append(figure(f"steps with step rewards / without, to {share:.0%} of the gain", **found, **ceiling))
 
     def difference(curves: Mapping[str, Curve]) -> float:
-        return gain("step rewards")(curves) - gain("outcome only")(curves)
+        return gain(STEPS)(curves) - gain("outcome only")(curves)
 
     figures.append(figure("step rewards minus outcome only, at the end", **resampled(curves, difference)))
     for name in ("weak PRM, plain", "weak PRM, anchored"):
@@ -231,7 +241,7 @@ def main() -> None:
             "    share of runs in which a guard rang", float(np.mean([bool(r) for r in rang])), rang=rang, at=at
         )
         figures.append({**caught, **({"floor": 1.0, "held": bool(caught["value"] == 1.0)} if "plain" in name else {})})
-    finish("rl_learning", figures, options)
+    finish("rl_learning", figures, chosen)
 
 
 if __name__ == "__main__":
