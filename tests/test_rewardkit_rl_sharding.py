@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,6 +68,7 @@ def stop_and_go_on(init: str, folder: Path) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 sys.path.insert(0, sys.argv[1])
 from test_rewardkit_rl_sharding import KINDS, run_kind, stop_and_go_on
 for kind in KINDS:
@@ -106,3 +108,21 @@ def test_gradients_that_are_whole_are_clipped_as_ever() -> None:
     assert torch.allclose(one.grad, torch.tensor([0.6, 0.8]), atol=1e-6) and other.grad is None
     assert float(clip_gradients([one], 2.0)) == pytest.approx(1.0, abs=1e-6)
     assert torch.allclose(one.grad, torch.tensor([0.6, 0.8]), atol=1e-6)
+
+
+def test_a_gradient_that_no_process_has_stays_none(tiny_policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that says nothing must not be a gradient of 0 to the optimiser, whose moments would go on moving."""
+    updater = loop(settings(tiny_policy)).updater
+    monkeypatch.setattr(updater, "accelerator", SimpleNamespace(num_processes=2))
+    # The other process has a gradient where this one has, and of the second parameter too.
+    others = torch.zeros(len(updater.trained))
+    others[1] = 1.0
+    monkeypatch.setattr(
+        updater, "over_ranks", lambda value: value + others if value.shape == others.shape else 2 * value
+    )
+    updater.trained[0].grad = torch.ones_like(updater.trained[0])
+    updater._add_up()
+    first, second, third = (parameter.grad for parameter in updater.trained[:3])
+    assert first is not None and torch.equal(first, torch.full_like(first, 2.0))
+    assert second is not None and not second.any()
+    assert third is None
