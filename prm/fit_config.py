@@ -6,6 +6,7 @@ Settings that could not do anything together are refused here, before anything i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
@@ -78,7 +79,7 @@ def require(config: Any, names: tuple[str, ...], *, above: bool) -> None:
             raise ConfigError(f"{name} must be {'above 0' if above else '0 or more'}; got {value!r}")
 
 
-def require_choices(config: Any, choices: dict[str, tuple[str, ...]]) -> None:
+def require_choices(config: Any, choices: Mapping[str, tuple[str | None, ...]]) -> None:
     """Refuse a value that is none of its choices."""
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:

@@ -367,8 +367,12 @@ def test_what_was_not_scored_is_left_out_and_moves_nobody() -> None:
         assert found.counts == {"unscored": 1}
         for n in (0, 1):
             np.testing.assert_array_equal(found.advantages[n], without.advantages[n])
-    nobody = credit(StepConfig(anchor=False), rows, [None] * 3)
+    nobody = credit(StepConfig(anchor=False, start_from="outcomes"), rows, [None] * 3)
     assert nobody.counts == {"unscored": 3} and not any(nobody.used)
+    # Without the anchor nothing hangs on outcomes, unless Phi is to begin at their mean.
+    everyone = credit(StepConfig(anchor=False, scale="none", lam=1.0), rows, [None] * 3)
+    assert all(everyone.used)
+    assert [row[0] for row in everyone.advantages] == pytest.approx([0.0, -0.3, 0.3])
 
 
 def test_without_steps_an_anchored_rule_has_the_outcome_alone() -> None:

@@ -35,8 +35,9 @@ class StepConfig:
     """Of marginal: the last Phi is the outcome; False leaves the scorer's own."""
     start: float | None = None
     """Of marginal: Phi_0; None takes a mean of the group."""
-    start_from: Start = "outcomes"
-    """Of marginal without a start: the mean of the group's outcomes, or of its responses' first scores."""
+    start_from: Start | None = None
+    """Of marginal without a start: the mean of the group's outcomes, or of its responses' first scores. None: outcomes
+    where the anchor is, scores without it."""
     lam: float = 0.5
     """Of marginal: lambda over steps; 1 trusts outcomes alone, 0 the scorer as a value function."""
     eta: float | None = None
@@ -51,7 +52,7 @@ class StepConfig:
     """Added to that deviation."""
 
     def __post_init__(self) -> None:
-        choices = {"scale": ("group", "none"), "start_from": ("outcomes", "scores")}
+        choices = {"scale": ("group", "none"), "start_from": (None, "outcomes", "scores")}
         require_choices(self, {"rule": ("marginal", "clip", "delta", "min", "sum"), **choices})
         marginal = "marginal rewards alone have Phi as their value function"
         refuse_without_effect(
@@ -91,6 +92,11 @@ class StepConfig:
         """Whether the sum of a response's rewards is its outcome minus Phi_0."""
         return self.rule == "marginal" and self.anchor
 
+    @property
+    def starts_from(self) -> Start:
+        """Where Phi_0 comes from where no start is given."""
+        return self.start_from or ("outcomes" if self.anchor else "scores")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepChoice:
@@ -104,9 +110,9 @@ class StepChoice:
     """Of marginal: the last Phi is the outcome, so that the model's last score cannot be hacked."""
     start: float | None = None
     """Of marginal: Phi before the first step; a mean of the group by default."""
-    start_from: Start = "outcomes"
-    """Of marginal without a start: the mean of the group's outcomes, or of its responses' first scores, which is what
-    the scorer itself says of the prompt."""
+    start_from: Start | None = None
+    """Of marginal without a start: the mean of the group's outcomes, as by default with the anchor, or of its
+    responses' first scores, which is what the scorer itself says of the prompt, as by default without it."""
     eta: float | None = None
     """Of clip: its threshold. Of marginal: most that a step may earn."""
     outcome_weight: float | None = None

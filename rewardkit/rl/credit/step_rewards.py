@@ -14,14 +14,14 @@ Marginal rewards are the errors of Phi as a value function, so their advantages 
 
     A_t = sum_{k >= t} lambda^{k-t} r_k:    lambda = 1 gives R - Phi_{t-1},  lambda = 0 the rule itself,
 
-and no further baseline is needed. Phi_0 is the mean outcome of the group, or on request the mean of its first scores,
-as E Phi_1 is what the scorer says of the prompt. The latter is on the scorer's own scale: a group that failed
-altogether has mean outcome 0, and every first step would earn Phi_1 > 0 there. With lambda = 1 and the anchor, Phi is a
-baseline only and the expected gradient is that of R alone. The others are summed to the end, minus the group's mean
-total. PURE has its own baseline, that of the authors' code (github.com/CJReinforce/PURE): what the other responses of
-the group have on average a token, times the tokens from step t on (one a step would pay for few steps), and adds the
-outcome minus the mean of the others. The table's baseline "tokens" is the same rule; it is a price on tokens, and moves
-the expectation where lengths differ.
+and no further baseline is needed. Phi_0 is the mean outcome of the group, or without the anchor and on request the mean
+of its first scores, as E Phi_1 is what the scorer says of the prompt. The latter is on the scorer's own scale: a group
+that failed altogether has mean outcome 0, and every first step would earn Phi_1 > 0 there. With lambda = 1 and the
+anchor, Phi is a baseline only and the expected gradient is that of R alone. The others are summed to the end, minus the
+group's mean total. PURE has its own baseline, that of the authors' code (github.com/CJReinforce/PURE): what the other
+responses of the group have on average a token, times the tokens from step t on (one a step would pay for few steps),
+and adds the outcome minus the mean of the others. The table's baseline "tokens" is the same rule; it is a price on
+tokens, and moves the expectation where lengths differ.
 
 Advantages are divided, after summing, by the deviation (n - 1) of the group's totals: one factor a group, so that the
 order of steps stays. Normalising scores before summing breaks the telescoping and pays for length; normalising them
@@ -215,7 +215,7 @@ def _start(config: StepConfig, outcomes: Sequence[float], firsts: Sequence[float
     """Phi_0 of a group; None where nothing says it."""
     if config.start is not None:
         return config.start
-    known = firsts if config.start_from == "scores" and firsts else outcomes
+    known = firsts if config.starts_from == "scores" and firsts else outcomes
     return math.fsum(known) / len(known) if known else None
 
 
