@@ -11,6 +11,7 @@ the interval is a bootstrap over seeds and problems.
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import statistics
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from claims import arguments, figure, finish
+from claims import figure, finish
 from prm_training import ratio
 from rl_learning import Curve, mean, resampled
+from rl_runs import kept, options
 from trl_peer import run_arm
 
 ARMS: dict[str, dict[str, int]] = {
@@ -34,13 +36,16 @@ ARMS: dict[str, dict[str, int]] = {
 PLAIN = {"prompts": 8, "group": 8, "warmup": 2, "at": [], "problems": 0, "samples": 2}
 
 
-def in_turns(arms: Sequence[str], job: dict[str, Any], turns: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
+def in_turns(
+    arms: Sequence[str], job: dict[str, Any], turns: int, folder: Path, *, resume: bool = False
+) -> dict[str, list[dict[str, Any]]]:
     """The arms, once a seed, in an order that changes."""
     done: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for seed in range(turns):
         for arm in sorted(arms, key=lambda arm: random.Random(f"{seed} {arm}").random()):
             own = {**job, **ARMS[arm], "seed": seed}
-            done[arm].append(run_arm(sys.executable, "rl_async_arms.py", [], own, folder))
+            make = functools.partial(run_arm, sys.executable, "rl_async_arms.py", [], own, folder)
+            done[arm].append(kept(f"async-{arm}-{job['steps']}-{seed}", own, make, resume=resume))
             print(f"{arm}, seed {seed}: {done[arm][-1]['seconds']:.2f} s a step", flush=True)
     return done
 
@@ -88,18 +93,19 @@ def learning(done: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure and report."""
-    options = arguments(__doc__)
+    chosen = options(__doc__)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as made:
-        if options.quick:
+        if chosen.quick:
             job = {**PLAIN, "prompts": 4, "group": 4, "steps": 3, "warmup": 1, "at": [0, 3], "problems": 6}
             learned = timed = in_turns(list(ARMS), job, 1, Path(made))
         else:
             timed = in_turns(list(ARMS), {**PLAIN, "steps": 10}, 7, Path(made))
             job = {**PLAIN, "steps": 50, "at": list(range(0, 51, 10)), "problems": 200}
-            learned = in_turns(["now", "ahead"], job, 3, Path(made))
+            # Times are taken anew; what was learned does not hang on how busy the machine is.
+            learned = in_turns(["now", "ahead"], job, 3, Path(made), resume=chosen.resume)
     figures = [*seconds(timed), *learning(learned), figure("load before the first arm", load)]
-    finish("rl_async", figures, options)
+    finish("rl_async", figures, chosen)
 
 
 if __name__ == "__main__":
