@@ -28,9 +28,10 @@ from rl_learning import Curve, mean, resampled
 from rl_runs import kept, options
 from trl_peer import run_arm
 
+NOW = "now, 1 thread"
 ARMS: dict[str, dict[str, int]] = {
     "now": {"staleness": 0, "threads": 2},
-    "now, 1 thread": {"staleness": 0, "threads": 1},
+    NOW: {"staleness": 0, "threads": 1},
     "ahead": {"staleness": 1, "threads": 1},
 }
 PLAIN = {"prompts": 8, "group": 8, "warmup": 2, "at": [], "problems": 0, "samples": 2}
@@ -53,7 +54,7 @@ def in_turns(
 def seconds(done: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Figures of time."""
     taken = {arm: [row["seconds"] for row in rows] for arm, rows in done.items()}
-    faster = min(("now", "now, 1 thread"), key=lambda arm: statistics.median(taken[arm]))
+    faster = min(("now", NOW), key=lambda arm: statistics.median(taken[arm]))
     found = [
         figure(
             f"seconds a step, ahead / {faster}",
@@ -78,14 +79,14 @@ def learning(done: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     curves: dict[str, Curve] = {
         arm: np.stack([np.asarray(row["right"], dtype=float).mean(-1) for row in rows]) for arm, rows in done.items()
     }
-    found = [figure("held-out pass@1 at the start", float(mean(curves["now"])[0]))]
+    found = [figure("held-out pass@1 at the start", float(mean(curves[NOW])[0]))]
     for arm, curve in curves.items():
         points = [round(float(value), 4) for value in mean(curve)]
         last = resampled(curves, lambda c, arm=arm: float(mean(c[arm])[-1]))
         found.append(figure(f"    {arm}: at the end", **last, curve=points, seeds=len(curve)))
 
     def apart(curves: Mapping[str, Curve]) -> float:
-        return float(mean(curves["ahead"])[-1] - mean(curves["now"])[-1])
+        return float(mean(curves["ahead"])[-1] - mean(curves[NOW])[-1])
 
     found.append(figure("pass@1 at the end, ahead minus now", **resampled(curves, apart), floor=-0.03))
     return found
@@ -100,10 +101,10 @@ def main() -> None:
             job = {**PLAIN, "prompts": 4, "group": 4, "steps": 3, "warmup": 1, "at": [0, 3], "problems": 6}
             learned = timed = in_turns(list(ARMS), job, 1, Path(made))
         else:
-            timed = in_turns(list(ARMS), {**PLAIN, "steps": 10}, 7, Path(made))
+            timed = in_turns(list(ARMS), {**PLAIN, "steps": 10}, 5, Path(made))
             job = {**PLAIN, "steps": 50, "at": list(range(0, 51, 10)), "problems": 200}
             # Times are taken anew; what was learned does not hang on how busy the machine is.
-            learned = in_turns(["now", "ahead"], job, 3, Path(made), resume=chosen.resume)
+            learned = in_turns([NOW, "ahead"], job, 3, Path(made), resume=chosen.resume)
     figures = [*seconds(timed), *learning(learned), figure("load before the first arm", load)]
     finish("rl_async", figures, chosen)
 
