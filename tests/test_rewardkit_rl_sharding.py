@@ -126,3 +126,16 @@ def test_a_gradient_that_no_process_has_stays_none(tiny_policy: Path, monkeypatc
     assert first is not None and torch.equal(first, torch.full_like(first, 2.0))
     assert second is not None and not second.any()
     assert third is None
+
+
+@pytest.mark.parametrize(("kind", "asked"), [("own", 1), ("shared", 2)])
+def test_only_passes_over_the_policy_wait_for_each_other(
+    kind: str, asked: int, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a critic of its own the other process may be in no pass over the policy at all."""
+    own = loop(settings(tiny_policy, preset="a2c", value_model=kind, steps=1))
+    idle: list[int] = []
+    monkeypatch.setattr(own.models, "passes", lambda passes: passes + 1)
+    monkeypatch.setattr(own.models, "idle_pass", lambda row, layer=None: idle.append(len(row.response)))
+    own.run()
+    assert len(idle) == asked and min(idle) > 0

@@ -119,9 +119,10 @@ class Updater:
             idle=lambda: self.models.idle_pass(rows[0], layer=table.layer),
         )
         if self.models.critic is not None:
-            tally = tally + self._pass(
-                own, prepared, value_rows(prepared), self._value, idle=lambda: self.models.idle_pass(rows[0])
-            )
+            # A critic of its own is whole everywhere, and waits for nobody.
+            shared = self.models.critic is self.models.reader
+            idle = (lambda: self.models.idle_pass(rows[0])) if shared else None
+            tally = tally + self._pass(own, prepared, value_rows(prepared), self._value, idle=idle)
         if self.ptx is not None:
             tally = tally + self.ptx.backward(self.accelerator)
         self._add_up()
@@ -154,23 +155,25 @@ class Updater:
         needed_B: torch.Tensor,
         loss_of: Callable[[Sequence[Drawn], Prepared], Loss],
         *,
-        idle: Callable[[], None],
+        idle: Callable[[], None] | None,
     ) -> Tally:
         """Forward and backward over the needed rows in micro-batches, rows of one prompt together.
 
-        `idle` is what a process does while another one still has rows, where weights are cut.
+        `idle` is what a process does while another one still has rows, where weights are cut; None for a model that
+        is not.
         """
         tally = Tally()
         by_length = sorted(range(len(rows)), key=lambda n: (len(rows[n].prompt), rows[n].prompt, len(rows[n].response)))
         order = [n for n in by_length if bool(needed_B[n])]
-        passes = self.models.passes(-(-len(order) // self.config.micro_rows))
+        own = -(-len(order) // self.config.micro_rows)
+        lacking = 0 if idle is None else self.models.passes(own) - own
         for places_N, part in micro_batches(prepared, self.config.micro_rows, order=order):
             with self.models.autocast():
                 loss = loss_of([rows[n] for n in places_N.tolist()], part)
             loss.total.backward()  # type: ignore[no-untyped-call]
             tally = tally + loss.tally
-            passes -= 1
-        for _ in range(passes):
+        for _ in range(lacking):
+            assert idle is not None
             idle()
         return tally
 

@@ -126,12 +126,6 @@ class Models:
                 f"{len(self.tokenizer)}; take a teacher that was trained with this tokenizer"
             )
 
-    def idle(self, layer: int | None) -> set[int]:
-        """Ids of the parameters above a layer, which a policy that ends there leaves as they are."""
-        return (
-            set() if layer is None else {id(p) for part in self.reader.layers()[layer + 1 :] for p in part.parameters()}
-        )
-
     def autocast(self) -> torch.autocast:
         """Computes in bfloat16 where the run asks for it; weights and losses stay float32."""
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=self.config.bf16)
@@ -167,14 +161,14 @@ class Models:
         All processes call it, and one of them is to `write`.
         """
         policy = self.policy
-        if self.shards is not None:
-            state = gathered(policy.state_dict())
-            policy = with_adapters(load_language_model(self.config.init), self._lora, "CAUSAL_LM") if write else policy
-            if write:
-                policy.load_state_dict(state)
-        if write:
-            merged(policy, self._lora).save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+        whole = None if self.shards is None else gathered(policy.state_dict())
+        if not write:
+            return
+        if whole is not None:
+            policy = with_adapters(load_language_model(self.config.init), self._lora, "CAUSAL_LM")
+            policy.load_state_dict(whole)
+        merged(policy, self._lora).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
 
 def load_language_model(path: str) -> Any:
