@@ -246,7 +246,9 @@ def test_a_key_press_and_the_end_of_a_run_end_the_process_and_a_kill_is_told(tin
         own.run(on_step=on_step)
     assert time.monotonic() - killed[0] < 5
     assert not process.is_alive() and own.supply.background.process is None
-    assert [timeless(one) for one in reports] == [timeless(one) for one in wanted[:4]]
+    # What it had sent before it died, the responses of step 5 at most, is learned from.
+    assert len(reports) in (4, 5)
+    assert [timeless(one) for one in reports] == [timeless(one) for one in wanted[: len(reports)]]
 
 
 SCRIPT = """
