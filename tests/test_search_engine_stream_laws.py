@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_laws import GREEDY, MODELS, VLLM, Oracle, Subject, ids_of, need_vllm, only, requests_of, workshop
 
-from search.engines.rows import RepetitionRule
+from search.engines.rows import RepetitionRule, Row, Stops
+from search.engines.server_calls import Hangup
 from search.engines.vllm_engine import VllmEngine
+from search.engines.vllm_server import VllmServer
 from verifiers.core import GenerationRequest, Sampling, StopReason
 from verifiers.errors import ConfigError, EngineError, MissingExtraError, MissingFileError, ModelError
 from verifiers.streams import open_stream
@@ -48,14 +52,32 @@ def test_streams_of_one_engine_do_not_mix(subject: Subject) -> None:
 
 
 @only(*MODELS)
-def test_a_short_request_is_collected_before_a_long_one(subject: Subject) -> None:
+def test_a_short_request_is_collected_before_a_long_one(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     never = next(q for q in requests_of(subject.prefixes * 9) if not ends_within(subject, q, 60))
+    release = threading.Event()
+    if subject.name == "server":
+        hold_back(subject.engine, 60, release, monkeypatch)
     stream = open_stream(subject.engine, Sampling(max_new_tokens=60))
     long, short = stream.submit([never, replace(never, max_new_tokens=2)])
     assert [ticket for ticket, _ in stream.collect()] == [short]
     (later,) = stream.submit([replace(never, max_new_tokens=3)])
     assert [ticket for ticket, _ in stream.collect()] == [later]
+    release.set()
     assert [ticket for ticket, _ in stream.collect()] == [long]
+
+
+def hold_back(engine: VllmServer, limit: int, release: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of that many tokens end once released. A server decodes on, whether or not anybody collects: on a busy
+    machine a long row may end before the test looks for the short one.
+    """
+    draw = engine.draw
+
+    def held(row: Row, body: dict[str, Any], stops: Stops, hangup: Hangup) -> StopReason:
+        reason = draw(row, body, stops, hangup)
+        assert row.limit != limit or release.wait(60)
+        return reason
+
+    monkeypatch.setattr(engine, "draw", held)
 
 
 def ends_within(subject: Subject, request: GenerationRequest, most: int) -> bool:
@@ -64,25 +86,27 @@ def ends_within(subject: Subject, request: GenerationRequest, most: int) -> bool
 
 @only(*MODELS)
 def test_what_is_cancelled_is_never_seen(subject: Subject) -> None:
-    asked = requests_of(subject.prefixes)[0]
-    wanted = ids_of(subject.engine.generate([asked], Sampling(max_new_tokens=200)))[0]
+    greedy = replace(GREEDY, max_new_tokens=200)
+    rows = ids_of(subject.engine.generate(requests_of(subject.prefixes), greedy))
+    asked, wanted = max(zip(requests_of(subject.prefixes), rows, strict=True), key=lambda pair: len(pair[1][0]))
+    assert len(wanted[0]) >= 100
     before = subject.engine.usage
-    stream = subject.engine.stream(Sampling(max_new_tokens=200))
+    stream = subject.engine.stream(greedy)
     with pytest.raises(EngineError, match="request 1 has an empty prefix"):
         stream.submit([asked, replace(asked, prefix_ids=())])
     assert stream.waiting == 0
-    kept, *others = stream.submit([asked, *(replace(asked, n=9, seed=seed) for seed in range(20))])
+    kept, *others = stream.submit([asked, *(replace(asked, n=9) for _ in range(20))])
     stream.cancel([*others, 999])
     assert stream.waiting == 1
     assert [(ticket, [c.token_ids for c in row]) for ticket, row in stream.collect()] == [(kept, wanted)]
     assert stream.collect() == []
     stream.cancel([kept])
-    drawn = (subject.engine.usage - before).decoded_tokens
-    assert drawn < 21 * len(wanted[0]) + 2000, "what is cancelled is not drawn to its end"
     if subject.name == "vllm":
         assert not subject.engine.llm.llm_engine.has_unfinished_requests()
-    # Nothing of the cancelled requests turns up later.
-    assert ids_of(subject.engine.generate([asked], Sampling(max_new_tokens=200)))[0] == wanted
+    # Nothing of the cancelled requests turns up later, and a new one does not wait for them.
+    assert ids_of(subject.engine.generate([asked], greedy))[0] == wanted
+    drawn = (subject.engine.usage - before).decoded_tokens - 2 * len(wanted[0])
+    assert drawn < 20 * 9 * len(wanted[0]) / 2, "what is cancelled is not drawn to its end"
 
 
 @only(*MODELS)
