@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from verifiers.errors import ModelError
@@ -57,17 +58,19 @@ def one_row(families: Sequence[Family]) -> dict[str, torch.Tensor]:
     Where no row has several responses there are ids alone: a causal model needs nothing else.
     """
     width = max(family.tokens for family in families)
-    ids_BT = torch.zeros(len(families), width, dtype=torch.long)
-    places_BT = torch.zeros_like(ids_BT)
-    part_BT = torch.zeros_like(ids_BT)
+    # Filled as numpy arrays: a tensor operation for every response would cost more than all the rest.
+    ids, places, parts = (np.zeros((len(families), width), dtype=np.int64) for _ in range(3))
     for number, family in enumerate(families):
+        pieces = (family.prompt, *family.responses)
+        lengths = np.array([len(piece) for piece in pieces])
+        starts = lengths.cumsum() - lengths
         count = family.tokens
-        ids_BT[number, :count] = torch.tensor([*family.prompt, *(i for one in family.responses for i in one)])
-        places_BT[number, : len(family.prompt)] = torch.arange(len(family.prompt))
-        for child, (start, response) in enumerate(zip(family.starts, family.responses, strict=True), start=1):
-            span = slice(start, start + len(response))
-            places_BT[number, span] = torch.arange(len(family.prompt), len(family.prompt) + len(response))
-            part_BT[number, span] = child
+        ids[number, :count] = [token for piece in pieces for token in piece]
+        # A response's positions go on from the prompt's end, wherever it stands.
+        shifts = np.minimum(starts, len(family.prompt)) - starts
+        places[number, :count] = np.arange(count) + np.repeat(shifts, lengths)
+        parts[number, :count] = np.repeat(np.arange(len(pieces)), lengths)
+    ids_BT, places_BT, part_BT = (torch.from_numpy(one) for one in (ids, places, parts))
     if all(len(family.responses) < 2 for family in families):
         return {"input_ids": ids_BT}
     seen_BTT = (part_BT[:, None, :] == 0) | (part_BT[:, None, :] == part_BT[:, :, None])

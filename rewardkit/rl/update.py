@@ -24,6 +24,7 @@ from rewardkit.rl.loss.objective import Loss, policy_loss, value_loss
 from rewardkit.rl.loss.picks import Look
 from rewardkit.rl.loss.tally import Tally
 from rewardkit.rl.loss.weights import mismatch, prepare
+from rewardkit.rl.policy.adamw import adamw
 from rewardkit.rl.policy.models import Models
 from rewardkit.rl.policy.ptx import PtxText
 from rewardkit.rl.policy.reader import Drawn
@@ -39,12 +40,7 @@ class Updater:
         self.trained = models.trained()
         # Shares and whole tensors cannot be stepped in one go.
         kinds = [[p for p in self.trained if is_cut(p) is cut] for cut in (True, False)]
-        self.optimiser = torch.optim.AdamW(
-            [{"params": kind} for kind in kinds if kind],
-            lr=config.rate,
-            weight_decay=config.weight_decay,
-            betas=(0.9, 0.95),
-        )
+        self.optimiser = adamw(kinds, rate=config.rate, weight_decay=config.weight_decay)
         self.done = 0
         """Optimiser steps so far."""
         self._touched = False

@@ -175,19 +175,18 @@ class Decoding:
     def _admit(self, free: int) -> None:
         """Read the prefixes of the next waiting rows and give them slots."""
         rows = [self.queue.popleft() for _ in range(min(free, len(self.queue)))]
-        first = len(self.active)
+        first, last = len(self.active), len(self.active) + len(rows)
         self.active += rows
-        for slot, row in enumerate(rows, start=first):
-            request = self._open[row.ticket].request
-            prefix = request.prefix_ids
-            most = self.sampling.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
-            self._seeds[slot] = derive_seed(request.seed, request.first + row.sample)
-            self._offsets[slot] = request.offset
-            self._lengths[slot] = len(prefix) - 1
-            self._inputs[slot] = prefix[-1]
-            self._limits[slot] = min(most, self.sampling.max_new_tokens, self.engine.context_length - len(prefix))
-            self._counts[slot] = 0
-            self._runs_RP[slot] = 0
+        requests = [self._open[row.ticket].request for row in rows]
+        self._seeds[first:last] = [
+            derive_seed(q.seed, q.first + row.sample) for q, row in zip(requests, rows, strict=True)
+        ]
+        self._offsets[first:last] = [request.offset for request in requests]
+        # One copy to the device for all rows.
+        state = torch.tensor([(len(q.prefix_ids) - 1, q.prefix_ids[-1], self._limit(q)) for q in requests])
+        self._lengths[first:last], self._inputs[first:last], self._limits[first:last] = state.to(self.device).unbind(1)
+        self._counts[first:last] = 0
+        self._runs_RP[first:last] = 0
         wanted = {row.ticket: self._open[row.ticket].request.prefix_ids[:-1] for row in rows}
         prefixes = {ticket: prefix for ticket, prefix in wanted.items() if prefix}
         for batch in self.prefixes.missing(prefixes.values(), limit=PREFILL_TOKENS):
@@ -204,6 +203,11 @@ class Decoding:
             if self.routes is not None:
                 self.routes.store(targets, block.routes[sources], width)
         self.prefixes.trim()
+
+    def _limit(self, request: GenerationRequest) -> int:
+        """Most tokens that a row of the request may draw."""
+        most = self.sampling.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
+        return min(most, self.sampling.max_new_tokens, self.engine.context_length - len(request.prefix_ids))
 
     def _prefill(self, prefixes: list[tuple[int, ...]]) -> None:
         """Read prefixes, padded on the right, and keep their keys and values."""

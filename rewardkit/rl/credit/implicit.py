@@ -26,6 +26,7 @@ from prm.objectives import step_loss
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.loss.batch import Batch
 from rewardkit.rl.loss.groups import OverRanks
+from rewardkit.rl.policy.adamw import adamw
 from rewardkit.rl.policy.models import Models
 from rewardkit.rl.policy.reader import Drawn
 
@@ -38,9 +39,7 @@ class ImplicitRewards:
         self.config, self.settings, self.models = config, config.table.implicit, models
         self.accelerator, self.over_ranks = accelerator, over_ranks
         self.parameters = list(models.implicit.model.parameters())
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=config.implicit_rate, weight_decay=0.0, betas=(0.9, 0.95)
-        )
+        self.optimiser = adamw([self.parameters], rate=config.implicit_rate)
 
     def step(self, batch: Batch, rows: Sequence[Drawn]) -> tuple[Batch, dict[str, float]]:
         """One step of phi on the batch; the batch with its token rewards, and figures of the step."""
