@@ -8,6 +8,8 @@ the same rate, and answer the same held-out test problems every few steps. A see
                         the group's deviation, Phi_0 from the group's first scores: of the settings tried on validation
                         problems what learned soonest
     .. as the preset    the same with lambda 0.5, the deviation, and Phi_0 from the group's outcomes
+    .. that are true    as "step rewards", but Phi is 1 as long as every step is sound and 0 from the first one that is
+                        not, as the playground knows it: what no PRM could say better
     critic              PPO, two passes a batch
     weak PRM, plain     marginal rewards of a PRM hardly trained, without the anchor: its last score is the goal
     weak PRM, anchored  the same PRM, anchored to the verifier, with the guards' fallback
@@ -20,10 +22,12 @@ measurements; the target is what outcomes alone reach in the end. Intervals are 
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +41,21 @@ from rewardkit import playground
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.credit.step_config import StepChoice
 from rewardkit.rl.loop import Loop
-from rewardkit.rl.rewards.functions import reward_list
+from rewardkit.rl.rewards.functions import RewardList, as_part, reward_list
 from rewardkit.rl.rewards.specs import RewardConfig
+from rewardkit.step_truth import judge_steps
 from search.engines.transformers_engine import TransformersEngine
+from search.scorers import TrueScores
 from search.strategies.best_of_n import draw, judge
 from verifiers.checkpoints import load_tokenizer
-from verifiers.core import Sampling
+from verifiers.core import Problem, Sampling
 from verifiers.maths import MathVerifier
 
 Curve = npt.NDArray[np.float64]
 """Share of right responses at every measurement, for every seed and problem. Shape (S, M, P)."""
 POLICY = str(playground.asset("policy"))
 STEPS = "step rewards"
+TRUE = f"{STEPS} that are true"
 SAMPLES = 2
 DRAWS = 1000
 """Of a bootstrap."""
@@ -61,6 +68,7 @@ class Arm:
     preset: str
     change: tuple[str, ...] = ()
     rewards: tuple[str, ...] = ("math",)
+    """As on the command line; "truth" stands for the playground's own steps."""
     steps: StepChoice | None = None
     epochs: int = 1
     part: float = 1.0
@@ -81,15 +89,35 @@ def arms(weak: Path) -> dict[str, Arm]:
     """What is compared."""
     shipped = f"prm:{playground.asset('prm')}"
     plain = StepChoice(anchor=False, outcome_weight=0.0)
-    bold = ("advantage.lam=0", "advantage.scale=none")
+    bold = Arm(
+        preset="prm_step",
+        change=("advantage.lam=0", "advantage.scale=none"),
+        rewards=("math", shipped),
+        steps=StepChoice(start_from="scores"),
+    )
     return {
         "outcome only": Arm(preset="grpo", change=("kl=null",)),
-        STEPS: Arm(preset="prm_step", change=bold, rewards=("math", shipped), steps=StepChoice(start_from="scores")),
+        STEPS: bold,
         f"{STEPS}, as the preset": Arm(preset="prm_step", rewards=("math", shipped)),
+        TRUE: replace(bold, rewards=("math", "truth")),
         "critic": Arm(preset="ppo", epochs=2),
         "weak PRM, plain": Arm(preset="prm_step", rewards=("math", f"prm:{weak}"), steps=plain, part=0.6),
         "weak PRM, anchored": Arm(preset="prm_step", rewards=("math", f"prm:{weak}"), part=0.6),
     }
+
+
+def still_sound(problem: Problem, text: str) -> list[bool]:
+    """Of each step, whether it and all before it are sound."""
+    return list(itertools.accumulate((step.sound for step in judge_steps(problem, text)), operator.and_))
+
+
+def rewards_of(arm: Arm) -> RewardList:
+    """The arm's rewards, not started."""
+    tokenizer = load_tokenizer(POLICY)
+    if "truth" not in arm.rewards:
+        return reward_list(RewardConfig(rewards=arm.rewards), tokenizer=tokenizer)
+    truth = TrueScores(verifier=MathVerifier(), sound=still_sound)
+    return RewardList([as_part("math", MathVerifier()), as_part("truth", truth, tokenizer=tokenizer)])
 
 
 def weak_prm(folder: Path) -> Path:
@@ -116,7 +144,7 @@ def learn(arm: Arm, seed: int, size: Size) -> dict[str, Any]:
         max_new_tokens=playground.MAX_NEW_TOKENS,
         seed=seed,
     )
-    rewards = reward_list(RewardConfig(rewards=arm.rewards), tokenizer=load_tokenizer(POLICY))
+    rewards = rewards_of(arm)
     loop = Loop(config, playground.problems(2000, split="train"), rewards, outcome="math", steps=arm.steps)
     tests = playground.problems(size.problems, split="test")
     rows: list[dict[str, Any]] = []
@@ -174,12 +202,12 @@ def steps_to(curve: Curve, target: float, every: int) -> float:
     return every * (at - 1 + (target - fitted[at - 1]) / (fitted[at] - fitted[at - 1]))
 
 
-def reach(curves: Mapping[str, Curve], every: int, share: float) -> float:
-    """Steps of `step rewards` over those of `outcome only`, to a share of what the latter gains in the end."""
+def reach(curves: Mapping[str, Curve], name: str, every: int, share: float) -> float:
+    """Steps of an arm over those of `outcome only`, to a share of what the latter gains in the end."""
     own = mean(curves["outcome only"])
     fitted = IsotonicRegression().fit_transform(np.arange(len(own)), own)
     target = float(fitted[0] + share * (fitted[-1] - fitted[0]))
-    return steps_to(curves[STEPS], target, every) / max(steps_to(curves["outcome only"], target, every), 0.5)
+    return steps_to(curves[name], target, every) / max(steps_to(curves["outcome only"], target, every), 0.5)
 
 
 def gain(name: str) -> Callable[[Mapping[str, Curve]], float]:
@@ -224,14 +252,13 @@ def main() -> None:
         found = resampled(curves, gain(name))
         curve = [round(float(v), 4) for v in mean(curves[name])]
         figures.append(figure(f"{name}: gain of pass@1", **found, **bounds, curve=curve, seeds=size.seeds))
-    for share, ceiling in ((1.0, {"ceiling": 0.8}), (0.75, {}), (0.5, {})):
-        found = resampled(curves, lambda c, s=share: reach(c, size.every, s))
-        figures.append(figure(f"steps with step rewards / without, to {share:.0%} of the gain", **found, **ceiling))
-
-    def difference(curves: Mapping[str, Curve]) -> float:
-        return gain(STEPS)(curves) - gain("outcome only")(curves)
-
-    figures.append(figure("step rewards minus outcome only, at the end", **resampled(curves, difference)))
+    for name, what in ((STEPS, "step rewards"), (TRUE, "true steps")):
+        for share in (1.0, 0.75, 0.5):
+            found = resampled(curves, functools.partial(reach, name=name, every=size.every, share=share))
+            bounds = {"ceiling": 0.8} if (name, share) == (STEPS, 1.0) else {}
+            figures.append(figure(f"steps with {what} / without, to {share:.0%} of the gain", **found, **bounds))
+        found = resampled(curves, lambda c, name=name: gain(name)(c) - gain("outcome only")(c))
+        figures.append(figure(f"{what} minus outcome only, at the end", **found))
     for name in ("weak PRM, plain", "weak PRM, anchored"):
         first, last = zip(*(last_scores(rows) for rows in logs[name]), strict=True)
         rang = [sorted({alarm for _, alarm in run}) for run in alarms[name]]
