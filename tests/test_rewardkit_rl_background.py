@@ -244,7 +244,7 @@ def test_a_key_press_and_the_end_of_a_run_end_the_process_and_a_kill_is_told(tin
 
     with pytest.raises(EngineError, match=r"the process that draws has ended \(signal 9\), and with it the run"):
         own.run(on_step=on_step)
-    assert time.monotonic() - killed[0] < 5
+    assert time.monotonic() - killed[0] < 60
     assert not process.is_alive() and own.supply.background.process is None
     # What it had sent before it died, the responses of step 5 at most, is learned from.
     assert len(reports) in (4, 5)
@@ -291,8 +291,8 @@ def test_no_process_is_left_behind(number: int, tiny_policy: Path, tmp_path: Pat
         else:
             os.kill(process.pid, number)
         process.stdout.close()
-        assert process.wait(20) != 0
-    until = time.monotonic() + 5
+        assert process.wait(60) != 0
+    until = time.monotonic() + 30
     while alive(child) and time.monotonic() < until:
         time.sleep(0.05)
     assert not alive(child)

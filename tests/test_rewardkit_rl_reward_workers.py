@@ -264,7 +264,7 @@ def test_hostile_functions_end_as_stated(hostile: RewardWorkers, what: str) -> N
     start = time.monotonic()
     found = hostile.score(*batch([what, "b", "c"], level=[""] * 3))
     assert kinds(found) == [kind] * 3
-    assert time.monotonic() - start < 15.0
+    assert time.monotonic() - start < 60.0  # of the 600 that it would sleep
     for value in found.values:
         if isinstance(value, Unscored):
             assert value.failed and "reward function hostile" in value.detail and said in value.detail
@@ -278,7 +278,7 @@ def test_hanging_functions_are_killed_at_the_deadline(file: Path, what: str) -> 
     workers.start()
     start = time.monotonic()
     found = workers.score(*batch([what, "b"], level=["", ""]))
-    assert 0.4 < time.monotonic() - start < 5.0
+    assert 0.4 < time.monotonic() - start < 60.0  # of 600
     assert kinds(found) == ["timeout"] * 2
     assert isinstance(found.values[0], Unscored)
     assert found.values[0].detail == (
@@ -321,13 +321,11 @@ def test_the_order_of_results_is_that_of_inputs(file: Path) -> None:
 def test_work_goes_on_while_the_caller_does_something_else(file: Path) -> None:
     workers = RewardWorkers(f"{file}:naps", workers=2)
     workers.start()
-    start = time.monotonic()
-    one = workers.submit(*batch(["1.0", "1.0"]))
-    two = workers.submit(*batch(["0.0", "0.0"]))
-    assert time.monotonic() - start < 0.5 and not one.done
-    assert two.collect().values == (0.0, 0.0)
-    assert one.collect().values == (1.0, 1.0) and one.done and two.done
-    assert time.monotonic() - start < 2.5
+    one = workers.submit(*batch(["3.0"]))
+    two = workers.submit(*batch(["0.0"]))
+    assert two.collect().values == (0.0,)
+    assert two.done and not one.done
+    assert one.collect().values == (3.0,) and one.done
     workers.close()
 
 

@@ -285,16 +285,16 @@ def test_a_stop_sequence_and_a_cancellation_hang_up(fake: Fake) -> None:
     stop = replace(SAMPLING, max_new_tokens=99, stop_sequences=((12, 21), (13,)))
     (row,) = own.generate([replace(ASKED, n=1)], stop)[0]
     assert (row.token_ids, row.stop_reason) == ((11, 12, 21), StopReason.STOP)
-    assert fake.hung_up.wait(5)
+    assert fake.hung_up.wait(30)
     assert own.usage.decoded_tokens == 3
     fake.hung_up.clear()
     stream = own.stream(SAMPLING)
     tickets = stream.submit([ASKED] * 5)
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while fake.count("/v1/completions") < 2 and time.monotonic() < until:
         time.sleep(0.01)
     stream.cancel(tickets)
-    assert fake.hung_up.wait(5)
+    assert fake.hung_up.wait(30)
     assert (stream.waiting, stream.collect()) == (0, [])
     own.close()
     # One row before, and of ten cancelled ones at most as many as there are threads.

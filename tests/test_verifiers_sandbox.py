@@ -78,7 +78,7 @@ def test_failures_are_told_and_survived(pool: WorkerPool, what: str, failure: st
     start = time.monotonic()
     reply = pool.ask({"do": what})
     assert (reply.failure, reply.value) == (failure, None)
-    assert failure != "timeout" or time.monotonic() - start < 5.0
+    assert failure != "timeout" or time.monotonic() - start < 30.0
     assert old.process.poll() is not None  # killed and reaped
     assert echo(pool, "after") == "after"
     assert old not in pool._all
