@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from test_rewardkit_rl_loop import PROBLEMS, distance, loop, rewards, settings
+from test_rewardkit_rl_routing import made
 
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.policy.models import load_language_model
@@ -27,6 +28,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {"preset": "grpo", "lora_rank": 2, "rate": 1e-2},
     "critic": {"preset": "ppo", "value_model": "shared", "micro_rows": 3},
 }
+LIKE_WHOLE: dict[str, dict[str, Any]] = {
+    "bf16": {"preset": "grpo", "micro_rows": 3, "bf16": True},
+    "routing": {"preset": "grpo", "micro_rows": 3, "updates": 2, "change": ("masks.keep_routing=true",)},
+}
+"""Compared with two processes of whole weights: bfloat16 rounds otherwise where micro-batches are cut otherwise."""
 
 
 class Never:
@@ -43,7 +49,8 @@ def learn(config: RlConfig, folder: Path) -> Any:
 
 
 def run_kind(kind: str, init: str, folder: Path, **more: Any) -> None:
-    report = learn(settings(init, eval_every=1, eval_samples=2, **KINDS[kind], **more), folder)
+    config = settings(init, eval_every=1, eval_samples=2, **(KINDS | LIKE_WHOLE)[kind], **more)
+    report = learn(config, folder)
     assert report.held_out_last == 0.0
 
 
@@ -68,7 +75,6 @@ def stop_and_go_on(init: str, folder: Path) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 sys.path.insert(0, sys.argv[1])
 from test_rewardkit_rl_sharding import KINDS, run_kind, stop_and_go_on
 for kind in KINDS:
@@ -77,23 +83,56 @@ stop_and_go_on(sys.argv[2], Path(sys.argv[3], "stopped"))
 """
 
 
+BOTH = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_rewardkit_rl_sharding import run_kind
+for cut in (False, True):
+    run_kind(sys.argv[2], sys.argv[3], Path(sys.argv[4], "cut" if cut else "whole"), shard=cut)
+"""
+
+
+def two_processes(script: str, folder: Path, *arguments: str | Path) -> None:
+    """Run a script in two of them, with the folder of the tests as its first argument."""
+    path = folder / "script.py"
+    path.write_text(script)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(path)]
+    whole = [*command, str(ROOT / "tests"), *map(str, arguments)]
+    done = subprocess.run(whole, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def learned(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a model that was saved."""
+    return dict(load_language_model(str(folder)).state_dict())
+
+
 @pytest.mark.slow
 def test_cut_weights_learn_save_and_go_on_as_whole_ones(tiny_policy: Path, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [tmp_path / "script.py", ROOT / "tests", tiny_policy, tmp_path / "two"]
-    done = subprocess.run(
-        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    two_processes(SCRIPT, tmp_path, tiny_policy, tmp_path / "two")
     for kind in KINDS:
         run_kind(kind, str(tiny_policy), tmp_path / "one" / kind)
-        two, one = (
-            load_language_model(str(tmp_path / count / kind / "model")).state_dict() for count in ("two", "one")
-        )
-        assert distance(one, load_language_model(str(tiny_policy)).state_dict()) > 1e-3
+        two, one = (learned(tmp_path / count / kind / "model") for count in ("two", "one"))
+        assert distance(one, learned(tiny_policy)) > 1e-3
         assert distance(one, two) < 1e-4, kind
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LIKE_WHOLE)
+def test_two_processes_learn_the_same_with_cut_and_with_whole_weights(
+    kind: str, tiny_policy: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    init = tiny_policy
+    if kind == "routing":
+        init = tmp_path / "mixture"
+        made("Mixtral", len(tiny_tokenizer), num_local_experts=6, num_experts_per_tok=2).save_pretrained(init)
+        tiny_tokenizer.save_pretrained(init)
+    two_processes(BOTH, tmp_path, kind, init, tmp_path)
+    cut, whole = (learned(tmp_path / way / "model") for way in ("cut", "whole"))
+    assert distance(whole, learned(init)) > 1e-3
+    assert distance(cut, whole) < 1e-5
 
 
 def test_one_process_has_nothing_to_cut(tiny_policy: Path) -> None:

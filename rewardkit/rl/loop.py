@@ -98,7 +98,8 @@ class Loop:
             self.models,
             processes=ranks,
         )
-        check_prompts(problems, self.sampler.engine())
+        with self.models.whole():
+            check_prompts(problems, self.sampler.engine())
         self.gaps = GapGuard(config.gap_limit)
         self.ptx = PtxText(config, self.models) if self.table.ptx else None
         self.updater = Updater(config, self.models, self.accelerator, self.ptx)
