@@ -172,7 +172,10 @@ class RlConfig:
                 "updates or epochs to 2 or more"
             )
         if self.value_model == "shared" and table.critic is None:
-            raise ConfigError(f"value_model='shared' has no effect with preset {self.preset!r}, which has no critic")
+            raise ConfigError(
+                f"value_model='shared' has no effect with preset {self.preset!r}, which has no critic; take one that "
+                "has, such as 'ppo', or leave it out"
+            )
         if table.ptx and self.ptx_text is None:
             raise ConfigError(f"ptx needs text to learn from; got ptx={table.ptx:g} without it, give ptx_text")
         if self.ptx_tokens < 2:
