@@ -37,7 +37,7 @@ from verifiers.checkpoints import load_tokenizer
 from verifiers.core import Problem, Sampling
 from verifiers.maths import MathVerifier
 
-VERSION = "1"
+VERSION = "2"
 POLICY = str(playground.asset("policy"))
 SAMPLING = Sampling(temperature=playground.TEMPERATURE, max_new_tokens=playground.MAX_NEW_TOKENS)
 STREAM = 77
