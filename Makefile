@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test quick lint types check setup clean
+.PHONY: quickstart test quick explore lint types check setup clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,9 @@ test: $(STAMP)
 
 quick: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow' -n 2
+
+explore: $(STAMP)
+	REWARDKIT_EXPLORE=1 $(BIN)/python -m pytest -m 'not slow' -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+if importlib.util.find_spec("hypothesis"):  # vLLM's environment has no use for it
+    from hypothesis import settings
+
+    # The same examples on every run, so that a failure is the change's own; `make explore` draws new ones.
+    settings.register_profile("fixed", derandomize=True)
+    settings.load_profile("default" if os.environ.get("REWARDKIT_EXPLORE") else "fixed")
 
 ROOT = Path(__file__).parents[1]
 

@@ -89,7 +89,8 @@ def test_pair_disagreement_by_hand() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.floats(-50, 50), min_size=2, max_size=8),
+    # Apart by what standardising keeps: 1e-300 and 0, less a mean, are the same number.
+    st.lists(st.floats(-50, 50).map(lambda score: round(score, 6)), min_size=2, max_size=8),
     st.integers(2, 4),
     st.sampled_from(RULES),
     st.booleans(),

@@ -52,7 +52,7 @@ SPECIAL: dict[str, tuple[str, ...]] = {"bupo": ("layer=0",)}
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     preset=strategies.sampled_from(sorted(PRESETS)),
     more=strategies.fixed_dictionaries(
