@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_prm_training import EIGHT, ROWS
+from two_processes import in_two
 
 from prm.backbone import start_from
 from prm.train_config import TrainConfig
 from prm.training import fit
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
@@ -62,7 +59,6 @@ KINDS: dict[str, dict[str, Any]] = {
 def folder(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of ten responses, and starting points without dropout."""
     found = tmp_path_factory.mktemp("processes")
-    (found / "script.py").write_text(SCRIPT)
     rows = [*ROWS, *EIGHT[:6]]
     (found / "rows.jsonl").write_text("".join(json.dumps(own.to_json()) + "\n" for own in rows))
     for head, labels in (("two-label", 2), ("scalar", 1)):
@@ -80,10 +76,7 @@ def settings_of(folder: Path, tiny_policy: Path, more: dict[str, Any]) -> dict[s
 
 
 def torchrun(folder: Path, names: list[str], *, kill_at: int = 0, resume: bool = False) -> int:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(folder / "script.py"), str(folder), ",".join(names), str(kill_at), "resume" if resume else ""]
-    done = subprocess.run([*command, *arguments], env=environment, cwd=folder, capture_output=True, text=True)
+    done = in_two(SCRIPT, folder, folder, ",".join(names), kill_at, "resume" if resume else "")
     (folder / "said.txt").write_text(done.stdout + done.stderr)
     return done.returncode
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from two_processes import in_two
 
-ROOT = Path(__file__).parents[1]
 SFT: dict[str, Any] = {"steps": 3, "rows": 4, "rate": 1e-3, "warmup": 0}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "packed": ("sft", {**SFT, "pack_tokens": 48, "rows": 2, "lora_rank": 2}),
@@ -58,17 +56,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(tiny_policy: Path, tmp
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     shared.mkdir()
     alone.mkdir()
-    (shared / "script.py").write_text(SCRIPT)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(shared / "script.py"), str(shared), str(tiny_policy)],
-        env=environment, cwd=shared, capture_output=True, text=True,
-    )  # fmt: skip
+    done = in_two(SCRIPT, shared, shared, tiny_policy)
     assert done.returncode == 0, done.stdout + done.stderr
     fit_all(alone, str(tiny_policy))
     for name in KINDS:

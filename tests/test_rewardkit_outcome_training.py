@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from outcome_rows import JUDGED, PAIRS, settings
+from two_processes import in_two
 
 from rewardkit.outcome.config import OutcomeConfig
 from rewardkit.outcome.model import OutcomeModel
 from rewardkit.outcome.starting import as_sequence_classifier, start
 from rewardkit.outcome.training import OutcomeReport, fit_outcome
 from verifiers.errors import ConfigError
-
-ROOT = Path(__file__).parents[1]
 
 
 class Interrupted(Exception):
@@ -161,11 +157,10 @@ def test_bf16_and_checkpointing_reach_about_the_same(tiny_policy: Path, tmp_path
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
 from outcome_rows import PAIRS, settings
 from rewardkit.outcome.training import fit_outcome
 folder, log = Path(sys.argv[1]), []
-config = settings(sys.argv[3], steps=5, rate=1e-3, micro_rows=2)
+config = settings(sys.argv[2], steps=5, rate=1e-3, micro_rows=2)
 report = fit_outcome(PAIRS, config, folder / "orm", work=folder / "work", on_log=log.append)
 assert report.processes == 2
 if os.environ["RANK"] == "0":
@@ -177,11 +172,7 @@ else:
 
 @pytest.mark.slow
 def test_two_processes_fit_as_one(tiny_policy: Path, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(tmp_path / "script.py"), str(tmp_path), str(ROOT / "tests"), str(tiny_policy)]
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    done = in_two(SCRIPT, tmp_path, tmp_path, tiny_policy)
     assert done.returncode == 0, done.stderr
     log: list[dict[str, Any]] = []
     run(settings(tiny_policy, steps=5, rate=1e-3, micro_rows=4), tmp_path / "one", log)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_rewardkit_rl_loop import loop, settings, special
+from two_processes import in_two
 
 from rewardkit.rl.policy.sharding import gathered
 from rewardkit.rl.settings.presets import PRESETS
-
-ROOT = Path(__file__).parents[1]
 
 
 def gradients(**more: Any) -> dict[str, torch.Tensor]:
@@ -55,11 +51,10 @@ def test_micro_batches_add_up_to_the_same_gradient(name: str, tiny_policy: Path,
 
 SCRIPT = """
 import json, sys, torch
-sys.path.insert(0, sys.argv[1])
 from test_rewardkit_rl_cuts import gradients
-found = {name: gradients(**given) for name, given in json.loads(sys.argv[2]).items()}
+found = {name: gradients(**given) for name, given in json.loads(sys.argv[1]).items()}
 if torch.distributed.get_rank() == 0:
-    torch.save(found, sys.argv[3])
+    torch.save(found, sys.argv[2])
 """
 
 
@@ -73,14 +68,10 @@ def test_two_processes_add_up_to_the_same_gradient(
     tmp_path: Path,
 ) -> None:
     """Whether each has all weights, or half of them."""
-    (tmp_path / "script.py").write_text(SCRIPT)
     given = {name: options(name, tiny_policy, tiny_teacher) for name in PRESETS}
     # Few rows a pass, so that one process has more passes than the other where it has more to learn from.
     asked = {name: {**one, "shard": shard, "micro_rows": 3} for name, one in given.items()}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(tmp_path / "script.py"), str(ROOT / "tests"), json.dumps(asked), str(tmp_path / "two.pt")]
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=400)
+    done = in_two(SCRIPT, tmp_path, json.dumps(asked), tmp_path / "two.pt")
     assert done.returncode == 0, done.stderr
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     assert two.keys() == given.keys()

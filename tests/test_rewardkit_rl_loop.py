@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils import DistributedType
+from two_processes import in_two
 
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.loop import Loop, StepReport
@@ -20,7 +18,6 @@ from rewardkit.rl.settings.presets import PRESETS
 from verifiers.core import Problem, Response, Verdict
 from verifiers.errors import ConfigError, EngineError
 
-ROOT = Path(__file__).parents[1]
 PROBLEMS = [Problem(id=f"p-{n}", prompt=f"One apple and {n} apples: ", answer=str(n)) for n in range(6)]
 
 
@@ -171,9 +168,8 @@ def test_settings_that_do_not_fit_are_refused(tiny_policy: Path, monkeypatch: py
 
 SCRIPT = """
 import sys, torch
-sys.path.insert(0, sys.argv[2])
 from test_rewardkit_rl_loop import loop, settings
-own = loop(settings(sys.argv[3], preset=sys.argv[4], steps=2))
+own = loop(settings(sys.argv[2], preset=sys.argv[3], steps=2))
 own.run()
 if own.accelerator.is_main_process:
     torch.save(own.models.policy.state_dict(), sys.argv[1])
@@ -183,11 +179,7 @@ if own.accelerator.is_main_process:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["grpo", "reinforce_pp", "entropy_top", "prime"])
 def test_two_processes_learn_as_one(name: str, tiny_policy: Path, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(tmp_path / "script.py"), str(tmp_path / "two.pt"), str(ROOT / "tests"), str(tiny_policy), name]
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    done = in_two(SCRIPT, tmp_path, tmp_path / "two.pt", tiny_policy, name)
     assert done.returncode == 0, done.stderr
     one = loop(settings(tiny_policy, preset=name, steps=2))
     one.run()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from test_rewardkit_rl_loop import distance, loop, settings, weights
+from two_processes import in_two
 
 from rewardkit.rl.loop import Loop, StepReport
 from rewardkit.rl.policy.ptx import text_rows
 from verifiers.errors import ConfigError, DataError
 
-ROOT = Path(__file__).parents[1]
 TEXTS = ["One apple and two apples.", "Then three more: 1 + 2 = 3.", "So the answer is 3", "One", "two apples " * 9]
 
 
@@ -206,11 +203,10 @@ def test_one_without_the_other_is_refused(more: dict[str, Any], said: str, tiny_
 
 SCRIPT = """
 import sys, torch
-sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from test_rewardkit_rl_ptx import with_text
 for shard in (False, True):
-    own = with_text(Path(sys.argv[3]), Path(sys.argv[4]), 2.0, ptx_rows=3, micro_rows=1, shard=shard)
+    own = with_text(Path(sys.argv[2]), Path(sys.argv[3]), 2.0, ptx_rows=3, micro_rows=1, shard=shard)
     own.run()
     tensors = own.tensors()
     if own.accelerator.is_main_process:
@@ -220,11 +216,7 @@ for shard in (False, True):
 
 @pytest.mark.slow
 def test_two_processes_learn_as_one(tiny_policy: Path, text: Path, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [tmp_path / "script.py", tmp_path, ROOT / "tests", tiny_policy, text]
-    done = subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    done = in_two(SCRIPT, tmp_path, tmp_path, tiny_policy, text)
     assert done.returncode == 0, done.stderr
     one = with_text(tiny_policy, text, 2.0, ptx_rows=3)
     one.run()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +10,7 @@ import pytest
 import torch
 from test_rewardkit_rl_loop import PROBLEMS, distance, loop, rewards, settings
 from test_rewardkit_rl_routing import made
+from two_processes import in_two
 
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.policy.models import load_language_model
@@ -21,7 +19,6 @@ from rewardkit.rl.training import train
 from verifiers.core import Problem, Response, Verdict
 from verifiers.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
 HELD_OUT = [Problem(id="held-out", prompt="Two apples: ", answer="2")]
 KINDS: dict[str, dict[str, Any]] = {
     "grpo": {"preset": "grpo", "micro_rows": 3},
@@ -75,33 +72,20 @@ def stop_and_go_on(init: str, folder: Path) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 from test_rewardkit_rl_sharding import KINDS, run_kind, stop_and_go_on
 for kind in KINDS:
-    run_kind(kind, sys.argv[2], Path(sys.argv[3], kind), shard=True)
-stop_and_go_on(sys.argv[2], Path(sys.argv[3], "stopped"))
+    run_kind(kind, sys.argv[1], Path(sys.argv[2], kind), shard=True)
+stop_and_go_on(sys.argv[1], Path(sys.argv[2], "stopped"))
 """
 
 
 BOTH = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 from test_rewardkit_rl_sharding import run_kind
 for cut in (False, True):
-    run_kind(sys.argv[2], sys.argv[3], Path(sys.argv[4], "cut" if cut else "whole"), shard=cut)
+    run_kind(sys.argv[1], sys.argv[2], Path(sys.argv[3], "cut" if cut else "whole"), shard=cut)
 """
-
-
-def two_processes(script: str, folder: Path, *arguments: str | Path) -> None:
-    """Run a script in two of them, with the folder of the tests as its first argument."""
-    path = folder / "script.py"
-    path.write_text(script)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(path)]
-    whole = [*command, str(ROOT / "tests"), *map(str, arguments)]
-    done = subprocess.run(whole, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
 
 
 def learned(folder: Path) -> dict[str, torch.Tensor]:
@@ -111,7 +95,8 @@ def learned(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_cut_weights_learn_save_and_go_on_as_whole_ones(tiny_policy: Path, tmp_path: Path) -> None:
-    two_processes(SCRIPT, tmp_path, tiny_policy, tmp_path / "two")
+    done = in_two(SCRIPT, tmp_path, tiny_policy, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
     for kind in KINDS:
         run_kind(kind, str(tiny_policy), tmp_path / "one" / kind)
         two, one = (learned(tmp_path / count / kind / "model") for count in ("two", "one"))
@@ -129,7 +114,8 @@ def test_two_processes_learn_the_same_with_cut_and_with_whole_weights(
         init = tmp_path / "mixture"
         made("Mixtral", len(tiny_tokenizer), num_local_experts=6, num_experts_per_tok=2).save_pretrained(init)
         tiny_tokenizer.save_pretrained(init)
-    two_processes(BOTH, tmp_path, kind, init, tmp_path)
+    done = in_two(BOTH, tmp_path, kind, init, tmp_path)
+    assert done.returncode == 0, done.stderr
     cut, whole = (learned(tmp_path / way / "model") for way in ("cut", "whole"))
     assert distance(whole, learned(init)) > 1e-3
     assert distance(cut, whole) < 1e-5

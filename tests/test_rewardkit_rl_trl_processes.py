@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import trl_fixed as given
+from two_processes import in_two
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -41,17 +38,7 @@ def test_two_processes_with_half_a_group_each_take_the_step_of_one(tmp_path: Pat
     folder, shared, alone = given.save_llama(tmp_path / "llama"), tmp_path / "shared", tmp_path / "alone"
     shared.mkdir()
     alone.mkdir()
-    (shared / "script.py").write_text(SCRIPT)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(shared / "script.py"), str(folder), str(shared)],
-        env=environment, cwd=shared, capture_output=True, text=True,
-    )  # fmt: skip
+    done = in_two(SCRIPT, shared, folder, shared)
     assert done.returncode == 0, done.stdout + done.stderr
     train_once(folder, alone, rows=8)
     one, both = (json.loads((place / "log.json").read_text()) for place in (alone, shared))
