@@ -9,7 +9,7 @@ the same rate, and answer the same held-out test problems every few steps. A see
                         problems what learned soonest
     .. as the preset    the same with lambda 0.5, the deviation, and Phi_0 from the group's outcomes
     .. that are true    as "step rewards", but Phi is 1 as long as every step is sound and 0 from the first one that is
-                        not, as the playground knows it: what no PRM could say better
+                        not, as the playground knows it: what a PRM of soundness would say at its best
     critic              PPO, two passes a batch
     weak PRM, plain     marginal rewards of a PRM hardly trained, without the anchor: its last score is the goal
     weak PRM, anchored  the same PRM, anchored to the verifier, with the guards' fallback

@@ -25,7 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {"preset": "grpo", "lora_rank": 2, "rate": 1e-2},
     "critic": {"preset": "ppo", "value_model": "shared", "micro_rows": 3},
 }
-LIKE_WHOLE: dict[str, dict[str, Any]] = {
+AS_TWO_WHOLE: dict[str, dict[str, Any]] = {
     "bf16": {"preset": "grpo", "micro_rows": 3, "bf16": True},
     "routing": {"preset": "grpo", "micro_rows": 3, "updates": 2, "change": ("masks.keep_routing=true",)},
 }
@@ -46,7 +46,7 @@ def learn(config: RlConfig, folder: Path) -> Any:
 
 
 def run_kind(kind: str, init: str, folder: Path, **more: Any) -> None:
-    config = settings(init, eval_every=1, eval_samples=2, **(KINDS | LIKE_WHOLE)[kind], **more)
+    config = settings(init, eval_every=1, eval_samples=2, **(KINDS | AS_TWO_WHOLE)[kind], **more)
     report = learn(config, folder)
     assert report.held_out_last == 0.0
 
@@ -105,7 +105,7 @@ def test_cut_weights_learn_save_and_go_on_as_whole_ones(tiny_policy: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", LIKE_WHOLE)
+@pytest.mark.parametrize("kind", AS_TWO_WHOLE)
 def test_two_processes_learn_the_same_with_cut_and_with_whole_weights(
     kind: str, tiny_policy: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
