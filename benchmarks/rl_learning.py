@@ -1,7 +1,8 @@
 """What RL reaches on the playground: outcomes alone, with step rewards, with a critic, with a weak PRM.
 
-All arms begin at the shipped policy, take the same train problems in the same order, 8 x 4 responses a step, AdamW at
-the same rate, and answer the same held-out test problems every few steps. A seed is another order and other responses.
+All arms begin at the shipped policy, take train problems in the same order, 32 responses a step, to 8 problems unless
+it is said otherwise, AdamW at the same rate, and answer the same held-out test problems every few steps. A seed is
+another order and other responses.
 
     outcome only        GRPO on the verifier
     step rewards        prm_step: marginal rewards of the shipped PRM, anchored to the verifier, with lambda 0, without
@@ -10,6 +11,9 @@ the same rate, and answer the same held-out test problems every few steps. A see
     .. as the preset    the same with lambda 0.5, the deviation, and Phi_0 from the group's outcomes
     .. that are true    as "step rewards", but Phi is 1 as long as every step is sound and 0 from the first one that is
                         not, as the playground knows it: what a PRM of soundness would say at its best
+    .. two a problem    "outcome only" and "step rewards" with 16 problems a step, for each two responses
+    .. one a problem    with 32 problems a step: outcomes alone by REINFORCE++, which compares over the batch, and step
+                        rewards with the policy's first pass@1 as Phi_0; GRPO cannot compare one response with others
     critic              PPO, two passes a batch
     weak PRM, plain     marginal rewards of a PRM hardly trained, without the anchor: its last score is the goal
     weak PRM, anchored  the same PRM, anchored to the verifier, with the guards' fallback
@@ -54,8 +58,10 @@ from verifiers.maths import MathVerifier
 Curve = npt.NDArray[np.float64]
 """Share of right responses at every measurement, for every seed and problem. Shape (S, M, P)."""
 POLICY = str(playground.asset("policy"))
+OUTCOME = "outcome only"
 STEPS = "step rewards"
 TRUE = f"{STEPS} that are true"
+TWO, ONE = "two a problem", "one a problem"
 SAMPLES = 2
 DRAWS = 1000
 """Of a bootstrap."""
@@ -70,6 +76,8 @@ class Arm:
     rewards: tuple[str, ...] = ("math",)
     """As on the command line; "truth" stands for the playground's own steps."""
     steps: StepChoice | None = None
+    prompts: int = 8
+    group: int = 4
     epochs: int = 1
     part: float = 1.0
     """Share of the steps that it runs."""
@@ -95,9 +103,15 @@ def arms(weak: Path) -> dict[str, Arm]:
         rewards=("math", shipped),
         steps=StepChoice(start_from="scores"),
     )
+    outcome = Arm(preset="grpo", change=("kl=null",))
+    two, one = {"prompts": 16, "group": 2}, {"prompts": 32, "group": 1}
     return {
-        "outcome only": Arm(preset="grpo", change=("kl=null",)),
+        OUTCOME: outcome,
+        f"{OUTCOME}, {TWO}": replace(outcome, **two),
+        f"{OUTCOME}, {ONE}": replace(outcome, preset="reinforce_pp", **one),
         STEPS: bold,
+        f"{STEPS}, {TWO}": replace(bold, **two),
+        f"{STEPS}, {ONE}": replace(bold, steps=StepChoice(start=0.47), **one),
         f"{STEPS}, as the preset": Arm(preset="prm_step", rewards=("math", shipped)),
         TRUE: replace(bold, rewards=("math", "truth")),
         "critic": Arm(preset="ppo", epochs=2),
@@ -137,8 +151,8 @@ def learn(arm: Arm, seed: int, size: Size) -> dict[str, Any]:
         preset=arm.preset,
         change=arm.change,
         steps=round(arm.part * size.steps),
-        prompts=8,
-        group=4,
+        prompts=arm.prompts,
+        group=arm.group,
         epochs=arm.epochs,
         rate=3e-4,
         max_new_tokens=playground.MAX_NEW_TOKENS,
@@ -202,12 +216,12 @@ def steps_to(curve: Curve, target: float, every: int) -> float:
     return every * (at - 1 + (target - fitted[at - 1]) / (fitted[at] - fitted[at - 1]))
 
 
-def reach(curves: Mapping[str, Curve], name: str, every: int, share: float) -> float:
-    """Steps of an arm over those of `outcome only`, to a share of what the latter gains in the end."""
-    own = mean(curves["outcome only"])
+def reach(curves: Mapping[str, Curve], name: str, every: int, share: float, against: str = OUTCOME) -> float:
+    """Steps of an arm over those of another, to a share of what `outcome only` gains in the end."""
+    own = mean(curves[OUTCOME])
     fitted = IsotonicRegression().fit_transform(np.arange(len(own)), own)
     target = float(fitted[0] + share * (fitted[-1] - fitted[0]))
-    return steps_to(curves[name], target, every) / max(steps_to(curves["outcome only"], target, every), 0.5)
+    return steps_to(curves[name], target, every) / max(steps_to(curves[against], target, every), 0.5)
 
 
 def gain(name: str) -> Callable[[Mapping[str, Curve]], float]:
@@ -236,7 +250,8 @@ def main() -> None:
             for name, arm in compared.items():
                 # Without the rewards: the weak model is made anew every time, the same, under another path.
                 steps = None if arm.steps is None else asdict(arm.steps)
-                what = [name, arm.preset, arm.change, steps, arm.epochs, arm.part, seed, asdict(size)]
+                layout = arm.prompts, arm.group
+                what = [name, arm.preset, arm.change, steps, layout, arm.epochs, arm.part, seed, asdict(size)]
                 make = functools.partial(learn, arm, seed, size)
                 run = kept(f"learning-{name}-{seed}", what, make, resume=chosen.resume)
                 curve = np.array(run["curve"])
@@ -244,21 +259,26 @@ def main() -> None:
                 logs.setdefault(name, []).append(run["rows"])
                 alarms.setdefault(name, []).append([(step, alarm) for step, alarm in run["rang"]])
                 print(f"{name}, seed {seed}: {np.round(curve.mean(1), 3).tolist()} {run['rang']}", flush=True)
-    figures = [figure("held-out pass@1 at the start", float(mean(curves["outcome only"])[0]))]
+    figures = [figure("held-out pass@1 at the start", float(mean(curves[OUTCOME])[0]))]
     for name in curves:
-        bounds: dict[str, Any] = {"floor": 0.15} if name == "outcome only" else {}
+        bounds: dict[str, Any] = {"floor": 0.15} if name == OUTCOME else {}
         if name in ("critic", "weak PRM, anchored"):
             bounds = {"floor": 0.0}
         found = resampled(curves, gain(name))
         curve = [round(float(v), 4) for v in mean(curves[name])]
         figures.append(figure(f"{name}: gain of pass@1", **found, **bounds, curve=curve, seeds=size.seeds))
-    for name, what in ((STEPS, "step rewards"), (TRUE, "true steps")):
-        for share in (1.0, 0.75, 0.5):
+    shares = 1.0, 0.75, 0.5
+    for name in (STEPS, f"{STEPS}, {TWO}", f"{STEPS}, {ONE}", TRUE, f"{OUTCOME}, {TWO}", f"{OUTCOME}, {ONE}"):
+        for share in shares:
             found = resampled(curves, functools.partial(reach, name=name, every=size.every, share=share))
-            bounds = {"ceiling": 0.8} if (name, share) == (STEPS, 1.0) else {}
-            figures.append(figure(f"steps with {what} / without, to {share:.0%} of the gain", **found, **bounds))
-        found = resampled(curves, lambda c, name=name: gain(name)(c) - gain("outcome only")(c))
-        figures.append(figure(f"{what} minus outcome only, at the end", **found))
+            bounds = {"ceiling": 0.8} if share == 1 and name in (STEPS, f"{STEPS}, {TWO}") else {}
+            figures.append(figure(f"steps of {name} / {OUTCOME}, to {share:.0%} of the gain", **found, **bounds))
+        found = resampled(curves, lambda c, name=name: gain(name)(c) - gain(OUTCOME)(c))
+        figures.append(figure(f"{name} minus {OUTCOME}, at the end", **found))
+    best = f"{OUTCOME}, {ONE}"
+    for name, share in itertools.product((f"{STEPS}, {TWO}", f"{STEPS}, {ONE}"), shares):
+        of = functools.partial(reach, name=name, every=size.every, share=share, against=best)
+        figures.append(figure(f"steps of {name} / {best}, to {share:.0%} of the gain", **resampled(curves, of)))
     for name in ("weak PRM, plain", "weak PRM, anchored"):
         first, last = zip(*(last_scores(rows) for rows in logs[name]), strict=True)
         rang = [sorted({alarm for _, alarm in run}) for run in alarms[name]]

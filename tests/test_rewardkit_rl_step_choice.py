@@ -66,7 +66,7 @@ def sampled() -> Sampled:
 
 def in_a_run(table: Table, choice: StepChoice) -> tuple[list[list[float]], StepConfig]:
     """Advantages of every response's tokens as the loop makes them."""
-    config = choice.config(table)
+    config = choice.config(table, group=8)
     batch = batch_of(sampled(), table, limit=8, steps=config, device="cpu")
     made = estimate(batch, table).advantages_BT
     return [made[n, :length].tolist() for n, length in enumerate(LENGTHS)], config
@@ -111,17 +111,19 @@ def test_pure_in_a_run_by_hand() -> None:
 
 
 def test_the_outcome_counts_unless_it_is_told_not_to() -> None:
-    assert StepChoice().config(preset("prm_step")).outcome_weight == 0.0  # the anchor holds it
-    assert StepChoice(anchor=False).config(preset("prm_step")).outcome_weight == 1.0
-    assert StepChoice().config(preset("pure")).outcome_weight == 1.0
-    assert StepChoice(outcome_weight=0.0).config(preset("pure")).outcome_weight == 0.0
+    assert StepChoice().config(preset("prm_step"), group=8).outcome_weight == 0.0  # the anchor holds it
+    assert StepChoice(anchor=False).config(preset("prm_step"), group=8).outcome_weight == 1.0
+    assert StepChoice().config(preset("pure"), group=8).outcome_weight == 1.0
+    assert StepChoice(outcome_weight=0.0).config(preset("pure"), group=8).outcome_weight == 0.0
 
 
 def test_lambda_temperature_and_scale_are_the_tables() -> None:
     table = preset("prm_step", advantage={"lam": 0.3, "eps": 0.25})
-    assert StepChoice().config(table) == StepConfig(lam=0.3, eps=0.25)
+    assert StepChoice().config(table, group=8) == StepConfig(lam=0.3, eps=0.25)
     pure = preset("pure", advantage={"temperature": 0.4})
-    assert StepChoice().config(pure) == StepConfig(rule="min", temperature=0.4, outcome_weight=1.0, scale="none")
+    assert StepChoice().config(pure, group=8) == StepConfig(
+        rule="min", temperature=0.4, outcome_weight=1.0, scale="none"
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_lambda_temperature_and_scale_are_the_tables() -> None:
 )
 def test_what_contradicts_the_table_is_refused(name: str, choice: StepChoice, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        choice.config(preset(name))
+        choice.config(preset(name), group=8)
 
 
 def test_the_flags_stand_in_the_run_folder_with_their_prefix(tiny_policy: Path) -> None:

@@ -53,7 +53,7 @@ class TrainJob:
     """Go on with the run in --out from its last checkpoint (--save-steps)."""
 
     def __post_init__(self) -> None:
-        self.step.config(self.train.table)
+        self.step.config(self.train.table, group=self.train.group)
 
 
 def train(job: TrainJob) -> int:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from prm.fit_config import default, refuse_without_effect, require, require_choices
+from rewardkit.rl.settings.lone import refuse_lone
 from rewardkit.rl.settings.off_policy import how_old, refuse_unweighted
 from rewardkit.rl.settings.presets import PRESETS, preset
 from rewardkit.rl.settings.table import Table
@@ -38,7 +39,7 @@ class RlConfig:
     prompts: int = 16
     """Problems a step."""
     group: int = 8
-    """Responses a problem."""
+    """Responses a problem; 1 for what compares over the batch (reinforce_pp) or has its own start (prm_step)."""
     epochs: int = 1
     """Passes over a step's responses."""
     updates: int = 1
@@ -143,6 +144,8 @@ class RlConfig:
         # Refuses a top_p or top_k that is none.
         _ = self.sampling
         table = self.table
+        if self.group == 1:
+            refuse_lone(table)
         if (table.kl.target == "teacher") is not (self.teacher is not None):
             raise ConfigError(
                 f"teacher goes with kl.target='teacher' and with no other; got {self.teacher!r} and kl.target="

@@ -88,7 +88,7 @@ class Loop:
         ranks = self.accelerator.num_processes
         check_launch(config, self.accelerator.distributed_type.value, ranks)
         self.table = config.table
-        self.steps = (steps or StepChoice()).config(self.table)
+        self.steps = (steps or StepChoice()).config(self.table, group=config.group)
         self.guards = guards or Guards()
         self.models = Models(config, device=self.accelerator.device)
         self.supply = supply_for(

@@ -118,8 +118,11 @@ class StepChoice:
     outcome_weight: float | None = None
     """Weight of the response's own reward, at its last step; 1 by default. An anchored rule holds it already."""
 
-    def config(self, table: Table) -> StepConfig:
-        """All settings of a run with this table. Raises ConfigError for what contradicts it or has no effect."""
+    def config(self, table: Table, *, group: int) -> StepConfig:
+        """All settings of a run with this table and so many responses a problem.
+
+        Raises ConfigError for what contradicts them or has no effect.
+        """
         advantage, given = table.advantage, [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         if advantage.kind not in ("step", "step_min"):
             if given:
@@ -141,6 +144,8 @@ class StepChoice:
                 f"step rule={rule!r} sums rewards to the end, and advantage.lam={advantage.lam!r} would fade them out; "
                 "set advantage.lam=1"
             )
+        if group == 1:
+            self._refuse_lone(rule)
         weight = self.outcome_weight
         if weight is None:
             weight = 0.0 if rule == "marginal" and self.anchor else 1.0
@@ -156,3 +161,16 @@ class StepChoice:
             scale="group" if advantage.scale == "std" else "none",
             eps=advantage.eps if advantage.scale == "std" else StepConfig.eps,
         )
+
+    def _refuse_lone(self, rule: Rule) -> None:
+        """Raise ConfigError for what needs other responses to the same problem."""
+        if rule == "marginal" and self.start is None:
+            raise ConfigError(
+                "group=1 leaves no mean of a group for Phi_0, and with the response's own its first step, or all of "
+                "it, would earn nothing; set a step start, such as the policy's pass@1, or make group larger"
+            )
+        if rule not in ("marginal", "min"):
+            raise ConfigError(
+                f"step rule={rule!r} has the group's mean total taken away, which with group=1 is the response's own; "
+                "make group larger, or use rule 'marginal'"
+            )
