@@ -1,8 +1,8 @@
 """Relatives of GRPO on the playground: distillation from a teacher, KDRL with k2 and k3, Clip-Cov and KL-Cov.
 
-All runs begin at the shipped policy and take 8 x 4 responses a step to train problems; a seed is another order of the
-problems and other responses. Held-out test problems are answered from the same random streams everywhere. Intervals are
-bootstraps over seeds and problems, the same in all arms.
+All runs begin at the shipped policy and take 8 x 4 responses a step to train problems, or where it is said one response
+to each of 32; a seed is another order of the problems and other responses. Held-out test problems are answered from the
+same random streams everywhere. Intervals are bootstraps over seeds and problems, the same in all arms.
 
     teacher          GRPO of another seed for twice as many steps as any student gets; its cost is told by itself
     GRPO             one update a step, no KL: the reference of what follows
@@ -11,6 +11,8 @@ bootstraps over seeds and problems, the same in all arms.
     .., right        that from a teacher trained better than GRPO trains here: the shipped policy as it was before
       teacher        it learned to slip (`data/playground/policy-right`); with three passes over a step's responses,
                      which learned soonest on validation problems
+    .., one a        each of these four with 32 problems a step: a teacher compares no responses to one problem, so it
+      problem        needs no groups; GRPO does, and learned less with 16 x 2 (`rl_learning.py`)
     KDRL, k2 and k3  GRPO with a term to the teacher on responses that are not right, whose coefficient falls from 0.1
                      to 0.02: k2's gradient is then about as large as GRPO's at first; with the preset's 5e-3, made
                      for models of billions of parameters, both would be GRPO here
@@ -30,7 +32,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,9 @@ SAMPLED, STUDENT = "distillation", "distillation, right teacher"
 WHOLE = "distillation, vocabulary"
 RIGHT = str(playground.asset("policy-right"))
 THRICE = f"{STUDENT}, 3 passes"
-STUDENTS = (SAMPLED, WHOLE, STUDENT, THRICE)
+IN_GROUPS = (SAMPLED, WHOLE, STUDENT, THRICE)
+ONE = "one a problem"
+STUDENTS = (*IN_GROUPS, *(f"{name}, {ONE}" for name in IN_GROUPS))
 FOUR = "GRPO, 4 updates"
 PLAIN = ("kl=null",)
 TO_TEACHER = ("kl.coefficient=0.1", "kl.final=0.02")
@@ -84,10 +88,10 @@ class Arm:
     updates: int = 1
     rate: float = 3e-4
     epochs: int = 1
-
-    def mark(self) -> dict[str, Any]:
-        """Its settings, under which a run is kept; one pass goes without saying, as it did before there were more."""
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("epochs", 1)}
+    prompts: int = 8
+    group: int = 4
+    right: bool = False
+    """Whether its teacher is the one that never learned to slip."""
 
 
 def arms(size: Size) -> dict[str, Arm]:
@@ -97,13 +101,17 @@ def arms(size: Size) -> dict[str, Arm]:
     four: dict[str, Any] = {"steps": size.many_steps, "every": max(1, size.many_steps // 2), "updates": 4, "rate": 1e-4}
     whole = ("kl.estimator=full", "kl.place=loss")
     opd: dict[str, Any] = {"preset": "opd", "steps": size.student_steps, "every": max(1, size.student_steps // 10)}
+    students = {
+        SAMPLED: Arm(teacher=True, **opd),
+        WHOLE: Arm(teacher=True, change=whole, **opd),
+        STUDENT: Arm(teacher=True, right=True, change=whole, **opd),
+        THRICE: Arm(teacher=True, right=True, change=whole, epochs=3, **opd),
+    }
     kdrl: dict[str, Any] = {"preset": "kdrl", "steps": size.steps, "every": half, "teacher": True}
     return {
         REFERENCE: Arm(preset="grpo", steps=size.steps, every=max(1, size.steps // 10), change=PLAIN),
-        SAMPLED: Arm(teacher=True, **opd),
-        WHOLE: Arm(teacher=True, change=whole, **opd),
-        STUDENT: Arm(teacher=True, change=whole, **opd),
-        THRICE: Arm(teacher=True, change=whole, epochs=3, **opd),
+        **students,
+        **{f"{name}, {ONE}": replace(arm, prompts=32, group=1) for name, arm in students.items()},
         "KDRL, k2": Arm(change=(*TO_TEACHER, fall), **kdrl),
         "KDRL, k3": Arm(change=(*TO_TEACHER, fall, "kl.estimator=k3"), **kdrl),
         FOUR: Arm(preset="grpo", change=PLAIN, **four),
@@ -127,8 +135,8 @@ def learn(arm: Arm, seed: int, size: Size, teacher: Path, *, out: Path | None = 
         change=arm.change,
         teacher=str(teacher) if arm.teacher else None,
         steps=arm.steps,
-        prompts=8,
-        group=4,
+        prompts=arm.prompts,
+        group=arm.group,
         updates=arm.updates,
         epochs=arm.epochs,
         rate=arm.rate,
@@ -153,7 +161,7 @@ def teach(size: Size, folder: Path, *, resume: bool) -> tuple[dict[str, Any], Pa
     arm = Arm(preset="grpo", steps=2 * size.steps, every=2 * size.steps, change=PLAIN)
     made = resume and (place / "model.safetensors").exists()
     row = kept(
-        "relatives-teacher", [arm.mark(), asdict(size)], lambda: learn(arm, 100, size, place, out=place), resume=made
+        "relatives-teacher", [asdict(arm), asdict(size)], lambda: learn(arm, 100, size, place, out=place), resume=made
     )
     return row, place
 
@@ -222,8 +230,8 @@ def main() -> None:
         print(f"teacher: pass@1 {pass_rates(right)[0].mean():.3f}, {taught['seconds']:.0f} processor s", flush=True)
         for seed in range(size.seeds):
             for name, arm in compared.items():
-                what = [name, arm.mark(), seed, asdict(size), taught["tokens"]]
-                make = functools.partial(learn, arm, seed, size, Path(RIGHT) if name in (STUDENT, THRICE) else teacher)
+                what = [name, asdict(arm), seed, asdict(size), taught["tokens"]]
+                make = functools.partial(learn, arm, seed, size, Path(RIGHT) if arm.right else teacher)
                 row = kept(f"relatives-{name}-{seed}", what, make, resume=chosen.resume)
                 rows.setdefault(name, []).append(row)
                 line = curve_of(row, arm, size).mean(2).round(3).tolist()
@@ -265,7 +273,7 @@ def distilled(
     every = {name: arm.every for name, arm in compared.items()}
     a_step = {name: sum(row["seconds"] / row["steps"] for row in rows[name]) for name in (*STUDENTS, REFERENCE)}
     for name in STUDENTS:
-        ceiling: dict[str, float] = {"ceiling": 0.2} if name in (STUDENT, THRICE) else {}
+        ceiling: dict[str, float] = {"ceiling": 0.2} if compared[name].right else {}
         ratio = resampled(own, reach(name, every))
         figures.append(figure(f"steps of {name} / GRPO, to GRPO's last pass@1", **ratio, **ceiling))
         figures.append(figure("    processor seconds of a step", a_step[name] / a_step[REFERENCE]))
