@@ -75,7 +75,7 @@ def require(config: Any, names: tuple[str, ...], *, above: bool) -> None:
     """Refuse numbers below 0, or with `above` those that are not above it; infinity and NaN too."""
     for name in names:
         value = getattr(config, name)
-        if not (value > 0 if above else value >= 0) or not value < math.inf:
+        if type(value) not in (int, float) or not (value > 0 if above else value >= 0) or not value < math.inf:
             raise ConfigError(f"{name} must be {'above 0' if above else '0 or more'}; got {value!r}")
 
 

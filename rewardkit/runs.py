@@ -52,10 +52,14 @@ class RunFolder:
         if resume:
             cls._check_same(path, config)
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ExistingRunError(
-                f"the run folder {path} exists already; choose another --out, or go on with it by --resume"
-            )
-        path.mkdir(parents=True, exist_ok=True)
+            further = ", or go on with it by --resume" if hasattr(job, "resume") else ""
+            raise ExistingRunError(f"the run folder {path} exists already; choose another --out{further}")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the run folder {path} cannot be made ({error.strerror or error}); choose another --out"
+            ) from error
         run = cls(path)
         if not resume:
             (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

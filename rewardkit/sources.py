@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from prm.formats import StepRow
 
 
+def is_playground(source: str) -> bool:
+    """Whether a source means the playground; a file whose name merely begins like it does not."""
+    return source.partition(":")[0] == "playground"
+
+
 def problems_from(
     source: str,
     *,
@@ -27,7 +32,7 @@ def problems_from(
     answer_column: str | None = None,
 ) -> list[Problem]:
     """Problems of a source. Raises ConfigError, MissingFileError or DataError in one sentence."""
-    if not source.startswith("playground"):
+    if not is_playground(source):
         return load_problems(source, prompt_column=prompt_column, answer_column=answer_column, limit=limit)
     parts = source.split(":")
     count = parts[2] if len(parts) > 2 else "300"
@@ -36,6 +41,8 @@ def problems_from(
         raise ConfigError(
             f"a playground source is playground:SPLIT[:COUNT[:SEED]], such as playground:test:300; got {source!r}"
         )
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit must be 1 or more; got {limit!r}, leave it out to use every problem")
     split: Any = parts[1] if len(parts) > 1 else "test"
     return playground.problems(min(int(count), limit or int(count)), split=split, seed=int(seed))
 

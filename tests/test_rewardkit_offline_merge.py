@@ -219,6 +219,11 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
     for first, other, message in cases:
         with pytest.raises(ModelError, match=message):
             merge([first, other], [0.5, 0.5], tmp_path / "never")
+    torn = tmp_path / "torn"
+    shutil.copytree(tiny_policy, torn)
+    (torn / WHOLE).write_bytes((tiny_policy / WHOLE).read_bytes()[:100])
+    with pytest.raises(ModelError, match="torn cannot be loaded as a model to merge"):
+        merge([tiny_policy, torn], [0.5, 0.5], tmp_path / "never")
     with pytest.raises(MissingFileError, match="no checkpoint folder"):
         merge([tiny_policy, tmp_path / "nowhere"], [0.5, 0.5], tmp_path / "never")
     merge([one, one], [1, 2], tmp_path / "counted")
@@ -228,6 +233,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
         ((0.0, 0.0), "not all 0; got 0.0, 0.0"),
         ((1.5, -0.5), "got 1.5, -0.5"),
         ((float("nan"), 1.0), "got nan, 1.0"),
+        ((1e308, 1e308), r"finite sum, .*; got 1e\+308, 1e\+308"),
     ):
         with pytest.raises(ConfigError, match=message):
             merge([tiny_policy, tiny_teacher], shares, tmp_path / "never")

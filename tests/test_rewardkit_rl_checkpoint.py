@@ -61,9 +61,10 @@ def test_the_last_two_stay(tmp_path: Path) -> None:
 
 def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
     place = save(tmp_path, 4, tensors={}, state={})
-    (place / "state.json").write_text("{")
-    with pytest.raises(ModelError, match=r"step-000004 cannot be read .*; delete it to go on from the one before"):
-        load_last(tmp_path)
+    for name, content in (("tensors.pt", ""), ("state.json", "{")):
+        (place / name).write_text(content)
+        with pytest.raises(ModelError, match=r"step-000004 cannot be read \(\w+: .*; delete it to go on from the one"):
+            load_last(tmp_path)
 
 
 SCRIPT = """

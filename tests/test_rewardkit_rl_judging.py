@@ -128,8 +128,9 @@ def test_a_step_is_the_same_with_and_without_overlap(preset: str, tiny_policy: P
         "def reward(completions, **more):\n    return [len(t) / 9 for t in completions]\n"
     )
     found = []
+    more = {"rounds": 6} if preset == "dapo" else {}
     for overlap in (True, False):
-        config = settings(tiny_policy, preset=preset, group=2, rounds=6, overlap=overlap, change=("kl=null",))
+        config = settings(tiny_policy, preset=preset, group=2, overlap=overlap, change=("kl=null",), **more)
         models = Models(config)
         rewards = reward_list(steps=as_part("halves", Halves(), tokenizer=models.tokenizer))
         rewards = RewardList([*rewards.parts, as_part("file", f"{tmp_path}/mine.py:reward")], min_scored=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rewardkit.rl.loop import Loop, StepReport
 from rewardkit.rl.rewards.functions import RewardList, as_part
 from rewardkit.rl.settings.presets import PRESETS
 from verifiers.core import Problem, Response, Verdict
-from verifiers.errors import ConfigError, EngineError
+from verifiers.errors import ConfigError, DataError, EngineError
 
 PROBLEMS = [Problem(id=f"p-{n}", prompt=f"One apple and {n} apples: ", answer=str(n)) for n in range(6)]
 
@@ -153,6 +154,15 @@ def test_settings_that_do_not_fit_are_refused(tiny_policy: Path, monkeypatch: py
         ({"change": ("clip.high",)}, "a change is section.setting=value"),
         ({"value_model": "shared"}, "has no effect with preset 'grpo', which has no critic"),
         ({"steps": 0}, "steps must be 1 or more"),
+        ({"steps": "3"}, "steps must be a whole number; got '3'"),
+        ({"group": True}, "group must be a whole number; got True"),
+        ({"rate": "fast"}, "rate must be above 0; got 'fast'"),
+        ({"change": ("entropy=0.1", "entropy=0.2")}, "entropy is changed twice, by entropy=0.1 and by entropy=0.2"),
+        ({"change": ("masks.truncated=no",)}, "masks.truncated must be true or false; got 'no'"),
+        ({"change": ("shaping.length=1", "shaping.length_after=2.5")}, "length_after must be a whole number; got 2.5"),
+        ({"change": ("masks.importance=truncate",)}, "needs masks.level; got None, set it"),
+        ({"rounds": 9}, "rounds=9 has no effect with filter='none'"),
+        ({"eval_samples": 9}, "eval_samples=9 has no effect with eval_every=0"),
         ({"change": ("ptx=0.1",)}, "ptx needs text"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -163,7 +173,13 @@ def test_settings_that_do_not_fit_are_refused(tiny_policy: Path, monkeypatch: py
         loop(config)
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="outcome must name one of the rewards even; got 'math'"):
-        Loop(config, PROBLEMS, rewards(config)).run()
+        Loop(config, PROBLEMS, rewards(config), outcome="math")
+    assert Loop(config, PROBLEMS, rewards(config)).outcome == "even"
+    twin = replace(PROBLEMS[0], prompt="another")
+    with pytest.raises(DataError, match="two different problems have the id"):
+        Loop(config, [*PROBLEMS, twin], rewards(config))
+    with pytest.raises(ConfigError, match=r"problems must be verifiers.Problem; got \{'id': 'p'\}"):
+        Loop(config, [{"id": "p"}], rewards(config))  # type: ignore[list-item]
 
 
 SCRIPT = """

@@ -51,7 +51,7 @@ def bad_steps(completions, **columns):
     return [StepRewards((0.5,), (99,)), StepRewards((0.5,), (0, 1)), StepRewards((float("nan"),), (0,)), 1.0]
 
 def odd(completions, **columns):
-    return [float("nan"), float("inf"), "0.5", [1.0], {}, 10 ** 400, 2.0]
+    return [float("nan"), float("inf"), "0.5", [1.0], {}, 10 ** 400, 2.0, 1e300, -1e18]
 
 async def waits(completions, **columns):
     return [2.0 for _ in completions]
@@ -60,6 +60,14 @@ def logs(completions, log_metric, log_extra, trainer_state):
     assert trainer_state is None
     log_metric("words", np.mean([len(text.split()) for text in completions]))
     log_extra("seen", completions)
+    return [0.0] * len(completions)
+
+def logs_over(completions, log_metric):
+    log_metric("mean", 77)
+    return [0.0] * len(completions)
+
+def logs_nan(completions, log_metric):
+    log_metric("words", float("nan"))
     return [0.0] * len(completions)
 
 def logs_too_few(completions, log_extra, **columns):
@@ -217,12 +225,13 @@ def test_rows_at_fault_are_told_one_by_one(file: Path) -> None:
     assert kinds(found) == ["bad_steps", "bad_steps", "bad_steps", "scored"]
     details = [value.detail for value in found.values if isinstance(value, Unscored)]
     assert "the end 99 in a response of 1 tokens for completion 0" in details[0]
-    assert "1 values for 2 ends" in details[1] and "no finite numbers: [nan]" in details[2]
-    odd = score(f"{file}:odd", ["a"] * 7)
-    assert kinds(odd) == ["not_a_number"] * 6 + ["scored"]
+    assert "1 values for 2 ends" in details[1] and "no finite numbers up to 1e+18: [nan]" in details[2]
+    odd = score(f"{file}:odd", ["a"] * 9)
+    assert kinds(odd) == ["not_a_number"] * 6 + ["scored", "not_a_number", "scored"]
     said = [value.detail for value in odd.values if isinstance(value, Unscored)]
     assert said[0] == (
-        "reward function odd returned nan for completion 0; return a finite number, or None to leave it unscored"
+        "reward function odd returned nan for completion 0; return a finite number up to 1e+18, or None "
+        "to leave it unscored"
     )
     assert "returned '0.5' for completion 2" in said[2]
     assert all(value.failed for value in odd.values if isinstance(value, Unscored))
@@ -236,6 +245,12 @@ def test_async_functions_and_logs(file: Path) -> None:
     assert found.extra == {"seen": ("a b", "c", "d", "e f g h")}
     few = score(f"{file}:logs_too_few", ["a", "b"])
     assert kinds(few) == ["raised"] * 2
+    for name, said in (
+        ("logs_over", "log_metric('mean') would take the place of the reward's own figure; use another name"),
+        ("logs_nan", "log_metric('words') got nan; log finite numbers"),
+    ):
+        (one,) = score(f"{file}:{name}", ["a"]).values
+        assert isinstance(one, Unscored) and said in one.detail
 
 
 # -- hostile functions: each ends as stated, in bounded time, and the pool works afterwards --
@@ -282,7 +297,8 @@ def test_hanging_functions_are_killed_at_the_deadline(file: Path, what: str) -> 
     assert kinds(found) == ["timeout"] * 2
     assert isinstance(found.values[0], Unscored)
     assert found.values[0].detail == (
-        "reward function hostile did not return within 0.5 s and was killed; make it faster or raise timeout_s"
+        "reward function hostile did not return within 0.5 s and was killed; make it faster, or raise "
+        "timeout_s (--reward-timeout)"
     )
     assert workers.score(*batch(["fine"], level=[""])).values == (1.0,)
     workers.close()

@@ -248,8 +248,8 @@ def test_a_function_may_turn_out_to_score_steps() -> None:
         ((0.5,), (-1,), "ends that do not rise from 0: [-1]"),
         ((0.5,), (3,), "the end 3 in a response of 3 tokens"),
         ((0.5,), (1.0,), "ends that are no whole numbers: [1.0]"),
-        ((math.inf,), (1,), "values that are no finite numbers: [inf]"),
-        (("a",), (1,), "values that are no finite numbers: ['a']"),
+        ((math.inf,), (1,), "values that are no finite numbers up to 1e+18: [inf]"),
+        (("a",), (1,), "values that are no finite numbers up to 1e+18: ['a']"),
     ],
 )
 def test_faults_of_step_rewards(values: Any, ends: Any, fault: str) -> None:

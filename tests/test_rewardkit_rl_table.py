@@ -318,7 +318,7 @@ CASES: list[tuple[str, Any]] = [
     ("clip.tau=0.1 has no effect with clip.kind='none'", lambda: Clip(tau=0.1)),
     ("clip.dual must be above 1; got 1", lambda: Clip(kind="ppo", low=0.2, high=0.2, dual=1.0)),
     ("clip.low must be above 0 and at most 1; got 1.5", lambda: Clip(kind="ppo", low=1.5, high=0.2)),
-    ("clip.high must be above 0; got inf", lambda: Clip(kind="ppo", low=0.2, high=float("inf"))),
+    ("clip.high must be above 0 and finite; got inf", lambda: Clip(kind="ppo", low=0.2, high=float("inf"))),
     ("clip.kind must be 'ppo' or .*; got 'tanh'", lambda: Clip(kind="tanh")),  # type: ignore[arg-type]
     ("advantage.kind='rloo' has no deviation to divide by", lambda: Advantage(kind="rloo")),
     ("advantage.kind='none' has no deviation", lambda: Advantage(kind="none")),

@@ -296,6 +296,11 @@ class Shared:
         """Whether the scorer compares the responses of one problem."""
         return is_group_relative(self.scorer)
 
+    @property
+    def needs_answer(self) -> bool:
+        """Whether the scorer judges no problem without a reference answer."""
+        return bool(getattr(self.scorer, "needs_answer", False))
+
     def judge(self, problems: Sequence[Problem], responses: Sequence[Response]) -> list[Verdict]:
         """The scorer's verdicts, remembered for the next call. Raises RewardError for a broken scorer."""
         asked, given = tuple(problems), tuple(responses)

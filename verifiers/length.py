@@ -278,6 +278,11 @@ class GroupLength:
     def __post_init__(self) -> None:
         check_unit("GroupLength", self.unit)
 
+    @property
+    def needs_answer(self) -> bool:
+        """Whether `correctness` judges no problem without a reference answer."""
+        return bool(getattr(self.correctness, "needs_answer", False))
+
     def judge(self, problems: Sequence[Problem], responses: Sequence[Response]) -> list[Verdict]:
         """Graded verdicts with part `correctness`; ConfigError for absent tokens or a graded correctness."""
         verdicts = _correctness("GroupLength", self.correctness, problems, responses)

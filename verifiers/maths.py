@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import ClassVar
 
 from verifiers.answers import AnswerPolicy, find_answer, find_choice, is_prose
 from verifiers.batch import BatchPool
@@ -59,6 +60,8 @@ class SymbolicProver:
 
 class MathVerifier:
     """Judges responses to problems with one mathematical answer; a `Scorer`, safe to share among threads."""
+
+    needs_answer: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from verifiers.core import Prompt, Response, Step, StopReason, Tokenizer
-from verifiers.errors import ConfigError, ModelError
+from verifiers.errors import ConfigError, DataError, ModelError
 
 BLANK_LINE = "\n\n"
 
@@ -136,7 +136,7 @@ _SEPARATORS: weakref.WeakKeyDictionary[Tokenizer, dict[str, tuple[int, ...]]] = 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
     """Prompt ids. Messages go through the tokenizer's chat template, plain text is encoded as it is.
 
-    Raises ModelError when messages meet a tokenizer without a chat template.
+    Raises ModelError when messages meet a tokenizer without a chat template, DataError for half a character.
     """
     if isinstance(prompt, str):
         # A search asks for the same few prompts thousands of times.
@@ -144,7 +144,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
         if prompt not in known:
             if len(known) >= 4096:
                 known.clear()
-            known[prompt] = tuple(tokenizer(prompt)["input_ids"])
+            known[prompt] = tuple(tokenizer(_whole(prompt))["input_ids"])
         return known[prompt]
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(
@@ -152,9 +152,25 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
             "give the prompt as plain text or use a chat model"
         )
     ids = tokenizer.apply_chat_template(
-        [dict(message) for message in prompt], add_generation_prompt=True, tokenize=True, return_dict=True
+        [{key: _whole(value) for key, value in message.items()} for message in prompt],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
     )["input_ids"]
     return tuple(ids)
+
+
+def _whole(text: Any) -> Any:
+    """The text, if a tokenizer can read it. Raises DataError for a lone surrogate, which only an escape can spell."""
+    try:
+        if isinstance(text, str):
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the prompt {text!r:.60} holds half a character ({text[error.start]!r}, a lone surrogate), which no "
+            "tokenizer reads; mend it"
+        ) from error
+    return text
 
 
 def response_ids(tokenizer: Any, response: Response) -> tuple[int, ...]:

@@ -253,12 +253,12 @@ def _playground_pools(job: EvalJob, model: Any) -> tuple[Any, Any]:
     from rewardkit import playground
     from rewardkit.cli.progress import Progress
     from rewardkit.measure import run_search
-    from rewardkit.sources import problems_from
+    from rewardkit.sources import is_playground, problems_from
     from search.engines.transformers_engine import TransformersEngine
     from verifiers.core import Sampling
     from verifiers.maths import MathVerifier
 
-    if not job.problems.startswith("playground"):
+    if not is_playground(job.problems):
         raise ConfigError(f"--policy measures on playground problems, whose truth is computable; got {job.problems!r}")
     engine = TransformersEngine.load(str(job.policy))
     problems = problems_from(job.problems)

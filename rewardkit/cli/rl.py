@@ -54,6 +54,10 @@ class TrainJob:
 
     def __post_init__(self) -> None:
         self.step.config(self.train.table, group=self.train.group)
+        if self.resume:
+            self.train.check_resume()
+            if self.out is None:
+                raise ConfigError("resume goes on with the run in out; say which one, by --out")
 
 
 def train(job: TrainJob) -> int:
@@ -121,15 +125,16 @@ def train(job: TrainJob) -> int:
 def forget_behind(folder: Path) -> None:
     """Cut the logs of a run that goes on back to its last checkpoint; the rows behind it come again."""
     from rewardkit.rl.checkpoint import steps
-    from verifiers.jsonl import read_jsonl, write_jsonl
+    from verifiers.jsonl import JsonlAppender, write_jsonl
 
     reached = steps(folder / "checkpoints")
     last = reached[-1] if reached else -1
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         path = folder / name
         if path.exists() and path.stat().st_size:
-            kept = [row for row in read_jsonl(path) if row["step"] <= last]
-            if kept:
+            with JsonlAppender(path) as opened:  # without the unfinished line that a killed run may leave
+                rows = opened.rows
+            if kept := [row for row in rows if row["step"] <= last]:
                 write_jsonl(path, kept)
             else:
                 path.unlink()

@@ -147,9 +147,11 @@ def _shares(paths: Sequence[str | Path], weights: Sequence[float]) -> tuple[floa
             f"merging takes two models or more and one weight for each; got {len(paths)} models and {len(weights)} "
             "weights"
         )
-    total = math.fsum(weights)
-    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not total > 0:
-        raise ConfigError(f"weights must be finite, 0 or more and not all 0; got {', '.join(map(str, weights))}")
+    total = sum(weights)
+    if not all(weight >= 0 for weight in weights) or not 0 < total < math.inf:
+        raise ConfigError(
+            f"weights must be finite, with a finite sum, 0 or more and not all 0; got {', '.join(map(str, weights))}"
+        )
     return tuple(weight / total for weight in weights)
 
 
@@ -168,7 +170,7 @@ def _opened(path: str | Path) -> _Source:
     if (folder / INDEX).exists():
         files: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
     elif (folder / WHOLE).exists():
-        with safe_open(folder / WHOLE, "pt") as stored:
+        with loading(path, "a model to merge"), safe_open(folder / WHOLE, "pt") as stored:
             files = dict.fromkeys(stored.keys(), WHOLE)
     else:
         raise ModelError(f"{path} has no weights to merge (looked for {WHOLE} and {INDEX}); save them there")

@@ -79,9 +79,10 @@ def load_last(folder: str | Path) -> Saved | None:
         tensors = torch.load(place / "tensors.pt", weights_only=True)
         # Python's and numpy's states are tuples of plain values; nothing in the file is run.
         states = torch.load(place / "random.pt", weights_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
-            f"the checkpoint {place} cannot be read ({error}); delete it to go on from the one before"
+            f"the checkpoint {place} cannot be read ({type(error).__name__}: {error}); delete it to go on from the one "
+            "before"
         ) from error
     restore_random(states)
     return Saved(step=said["step"], tensors=tensors, state=said["state"])

@@ -130,6 +130,8 @@ class RlConfig:
     def __post_init__(self) -> None:
         counts = ("steps", "prompts", "group", "epochs", "updates", "micro_rows", "max_new_tokens", "rounds")
         for name in (*counts, "ptx_rows"):
+            if type(getattr(self, name)) is not int:
+                raise ConfigError(f"{name} must be a whole number; got {getattr(self, name)!r}")
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more; got {getattr(self, name)!r}")
         require(self, ("rate", "implicit_rate", "max_grad_norm", "temperature", "lora_alpha"), above=True)
@@ -139,6 +141,15 @@ class RlConfig:
                 require(self, (name,), above=above)
         require_choices(self, {"value_model": ("shared", "own")})
         self._check_sampler()
+        if self.eval_samples < 1:
+            raise ConfigError(f"eval_samples must be 1 or more; got {self.eval_samples!r}")
+        if self.eval_samples != default(self, "eval_samples") and not self.eval_every:
+            raise ConfigError(f"eval_samples={self.eval_samples!r} has no effect with eval_every=0; set it")
+        if self.rounds != default(self, "rounds") and self.table.filter == "none" and not self.segment_tokens:
+            raise ConfigError(
+                f"rounds={self.rounds!r} has no effect with filter='none', which leaves no group out; add the change "
+                "filter=outcome, or leave it"
+            )
         if self.prompts % self.updates:
             raise ConfigError(f"updates must divide prompts; got {self.updates} updates for {self.prompts} prompts")
         # Refuses a top_p or top_k that is none.
@@ -191,6 +202,13 @@ class RlConfig:
     def table(self) -> Table:
         """The method."""
         return preset(self.preset, **changes_of(self.change, PRESETS))
+
+    def check_resume(self) -> None:
+        """Raise ConfigError where a run keeps no checkpoints to go on from."""
+        if not self.save_steps:
+            raise ConfigError(
+                "resume has no effect without checkpoints; set save_steps to 1 or more, or leave resume out"
+            )
 
     @property
     def off_policy(self) -> bool:
@@ -286,6 +304,7 @@ def changes_of(texts: tuple[str, ...], presets: Mapping[str, Any]) -> dict[str, 
     """The changes that `preset` takes, from section.setting=value. Raises ConfigError for another spelling."""
     table = next(iter(presets.values())).table
     found: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for text in texts:
         path, equals, value = text.partition("=")
         section, dot, name = path.partition(".")
@@ -294,6 +313,9 @@ def changes_of(texts: tuple[str, ...], presets: Mapping[str, Any]) -> dict[str, 
             raise ConfigError(
                 f"a change is section.setting=value with a section of {', '.join(sorted(known))}; got {text!r}"
             )
+        if path in given:
+            raise ConfigError(f"{path} is changed twice, by {path}={given[path]} and by {text}; leave one out")
+        given[path] = value
         if dot:
             found.setdefault(section, {})[name] = read_value(value)
         else:

@@ -32,6 +32,7 @@ from rewardkit.rl.config import RlConfig
 from rewardkit.rl.credit.guards import Alarm, Guards
 from rewardkit.rl.credit.implicit import ImplicitRewards
 from rewardkit.rl.credit.step_config import StepChoice
+from rewardkit.rl.history import History
 from rewardkit.rl.loss.advantages import estimate
 from rewardkit.rl.loss.batch import Batch
 from rewardkit.rl.loss.kl import measured, next_coefficient
@@ -49,7 +50,7 @@ from rewardkit.rl.sampling.sampler import Sampler, sampler_for
 from rewardkit.rl.sampling.sampler_gap import GapGuard
 from rewardkit.rl.sampling.supply import supply_for
 from rewardkit.rl.settings.table import Table
-from rewardkit.rl.steps import Sampled, batch_of
+from rewardkit.rl.steps import Sampled, batch_of, check_problems, outcome_of
 from rewardkit.rl.update import Updater
 from search.strategies.best_of_n import check_prompts
 from verifiers.core import Problem
@@ -78,12 +79,15 @@ class Loop:
         problems: Sequence[Problem],
         rewards: RewardList,
         *,
-        outcome: str = "math",
+        outcome: str | None = None,
         steps: StepChoice | None = None,
         guards: Guards | None = None,
         sampler: Sampler | None = None,
     ) -> None:
-        self.config, self.rewards, self.outcome = config, rewards, outcome
+        self.config, self.rewards = config, rewards
+        self.outcome = outcome_of(rewards, outcome)
+        check_problems(problems)
+        rewards.check(problems, group=config.group)
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         ranks = self.accelerator.num_processes
         check_launch(config, self.accelerator.distributed_type.value, ranks)
@@ -108,6 +112,7 @@ class Loop:
             self.implicit = ImplicitRewards(config, self.models, self.accelerator, self.updater.over_ranks)
         self.beta = self.table.kl.coefficient
         self.done = 0
+        self.history = History()
         self._kl: tuple[float, int] | None = None
 
     @property
@@ -238,7 +243,8 @@ class Loop:
         }
         metrics |= report.metrics
         known = [value for value in outcomes if value is not None]
-        metrics["outcome/mean"] = sum(known) / max(1, len(known))
+        if known:
+            metrics["outcome/mean"] = sum(known) / len(known)
         metrics["length/mean"] = sum(lengths) / len(lengths)
         table = self.table.at(self.done)
         if table.advantage.kind != "step":
@@ -314,6 +320,7 @@ class Loop:
             "beta": self.beta,
             "kl": self._kl,
             "guards": self.guards.to_state(),
+            "history": self.history.to_state(),
             "gaps": self.gaps.to_state(),
             "supply": self.supply.to_state(),
         }
@@ -333,5 +340,6 @@ class Loop:
             self.ptx.order.position = state["ptx"]
         self._kl = None if state["kl"] is None else (state["kl"][0], state["kl"][1])
         self.guards.from_state(state["guards"])
+        self.history = History.from_state(state["history"])
         self.gaps.from_state(state["gaps"])
         self.supply.from_state(state["supply"])

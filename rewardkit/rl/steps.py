@@ -24,11 +24,12 @@ from rewardkit.rl.loss.batch import Batch
 from rewardkit.rl.loss.groups import statistics
 from rewardkit.rl.loss.shaping import shape
 from rewardkit.rl.policy.reader import Drawn, padded
+from rewardkit.rl.rewards.functions import RewardList
 from rewardkit.rl.rewards.scored import Scored
 from rewardkit.rl.sampling.drawing import Group
 from rewardkit.rl.settings.table import Table
-from verifiers.core import StopReason, derive_seed
-from verifiers.errors import ConfigError
+from verifiers.core import Problem, StopReason, derive_seed
+from verifiers.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +50,22 @@ class Sampled:
         ]
 
 
-def outcomes_of(scored: Scored, name: str) -> tuple[float | None, ...]:
-    """What the reward called `name` says of each response. Raises ConfigError for a name that is none of them."""
-    if name not in scored.parts:
-        raise ConfigError(f"outcome must name one of the rewards {', '.join(scored.parts)}; got {name!r}")
-    return scored.parts[name]
+def outcome_of(rewards: RewardList, name: str | None) -> str:
+    """The reward that says right or wrong: `name`, or the first one. Raises ConfigError for a name that is none."""
+    names = [part.name for part in rewards.parts]
+    if name is not None and name not in names:
+        raise ConfigError(f"outcome must name one of the rewards {', '.join(names)}; got {name!r}")
+    return names[0] if name is None else name
+
+
+def check_problems(problems: Sequence[Problem]) -> None:
+    """Raise ConfigError for what is no Problem, DataError for two that go by one id, under which responses are kept."""
+    known: dict[str, Problem] = {}
+    for problem in problems:
+        if not isinstance(problem, Problem):
+            raise ConfigError(f"problems must be verifiers.Problem; got {problem!r:.60}")
+        if known.setdefault(problem.id, problem) != problem:
+            raise DataError(f"two different problems have the id {problem.id!r}; give each its own")
 
 
 def batch_of(sampled: Sampled, table: Table, *, limit: int, steps: StepConfig, device: torch.device | str) -> Batch:

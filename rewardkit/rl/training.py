@@ -35,7 +35,7 @@ class RlReport:
     resumed_at: int
     processes: int
     outcome_first: float | None
-    """Mean outcome of the first step of this call."""
+    """Mean outcome of the run's first step, or the first in which one was known; None where none was."""
     outcome_last: float | None
     """Of the last one."""
     held_out_first: float | None
@@ -52,7 +52,7 @@ def train(
     *,
     out: str | Path,
     work: str | Path,
-    outcome: str = "math",
+    outcome: str | None = None,
     held_out: Sequence[Problem] = (),
     verifier: Scorer | None = None,
     steps: StepChoice | None = None,
@@ -64,17 +64,22 @@ def train(
 ) -> RlReport:
     """Train `config.init` on problems by `rewards` (a reward list, or name -> function, scorer, model); save to `out`.
 
-    `outcome` names the reward that is the verifier's; filters, guards and anchors look at it. `held_out` problems must
-    have reference answers. Raises ConfigError for settings and rewards that do not fit, RewardError where too few
-    responses get a reward, EngineError where the sampler drifts from the trainer.
+    `outcome` names the reward that is the verifier's (the first one unless told); filters, guards and anchors look at
+    it. `held_out` problems must have reference answers. Raises ConfigError for settings and rewards that do not fit,
+    DataError for problems that the rewards cannot judge, RewardError where too few responses get a reward, EngineError
+    where the sampler drifts from the trainer.
     """
     if config.eval_every and not held_out:
         raise ConfigError("eval_every has no effect without held-out problems; give some, or set it to 0")
+    if held_out and not config.eval_every:
+        raise ConfigError("held_out has no effect with eval_every=0; say after how many steps to measure on it")
     shared = {problem.id for problem in problems} & {problem.id for problem in held_out}
     if shared:
         raise ConfigError(f"problem {min(shared)!r} is learned from and held out; hold out others")
-    if resume and not config.save_steps:
-        raise ConfigError("resume has no effect without checkpoints; set save_steps to 1 or more, or leave resume out")
+    if resume:
+        config.check_resume()
+    if not isinstance(rewards, RewardList | Mapping):
+        raise ConfigError(f"rewards must be a RewardList, or a mapping of names to rewards; got {rewards!r:.60}")
     if not isinstance(rewards, RewardList):
         from verifiers.checkpoints import load_tokenizer
 
@@ -85,13 +90,15 @@ def train(
     if resume and (saved := checkpoint.load_last(work)) is not None:
         loop.restore(saved)
     resumed_at = loop.done
-    outcomes: list[float] = []
-    measured: list[float] = []
-    rang: dict[str, None] = {}
     on_say(f"{config.regime}; rewards {rewards.about}")
     if loop.ptx is not None:
         on_say(loop.ptx.about)
-    for caution in config.table.cautions():
+    cautions = list(config.table.cautions())
+    if rewards.has_steps and loop.table.advantage.kind not in ("step", "step_min"):
+        cautions.append(
+            f"advantage.kind={loop.table.advantage.kind!r} credits no steps: their scores go to the guards alone"
+        )
+    for caution in cautions:
         on_say(f"note: {caution}")
 
     def measure() -> dict[str, Any]:
@@ -101,14 +108,15 @@ def train(
         with loop.models.whole():
             found = held_out_figures(loop, held_out, verifier or MathVerifier(), n=config.eval_samples)
         found["seconds/heldout"] = time.perf_counter() - since
-        measured.append(found["heldout/pass@1"])
+        loop.history.note("held_out", found["heldout/pass@1"])
         return found
 
     def on_step(report: StepReport) -> None:
-        outcomes.append(report.metrics["outcome/mean"])
+        if "outcome/mean" in report.metrics:
+            loop.history.note("outcome", report.metrics["outcome/mean"])
         due = config.eval_every and (report.step % config.eval_every == 0 or report.step == config.steps)
         for alarm in report.alarms:
-            rang[alarm.name] = None
+            loop.history.alarms.setdefault(alarm.name, report.step)
             if alarm.new and main:
                 on_say(f"step {report.step}: {alarm.message}")
         row = {"step": report.step, **report.metrics, **(measure() if due else {})}
@@ -137,11 +145,11 @@ def train(
         updates=loop.updater.done,
         resumed_at=resumed_at,
         processes=loop.accelerator.num_processes,
-        outcome_first=outcomes[0] if outcomes else None,
-        outcome_last=outcomes[-1] if outcomes else None,
-        held_out_first=measured[0] if measured else None,
-        held_out_last=measured[-1] if measured else None,
-        alarms=tuple(rang),
+        outcome_first=loop.history.first.get("outcome"),
+        outcome_last=loop.history.last.get("outcome"),
+        held_out_first=loop.history.first.get("held_out"),
+        held_out_last=loop.history.last.get("held_out"),
+        alarms=tuple(loop.history.alarms),
     )
 
 

@@ -20,11 +20,12 @@ import torch
 
 from prm.fit_config import FitConfig
 from prm.lora import merged, with_adapters
+from rewardkit.offline.starting import load_policy
 from rewardkit.rl.config import RlConfig
 from rewardkit.rl.policy.reader import Against, Drawn, TokenReader
 from rewardkit.rl.policy.routing import routers_for
 from rewardkit.rl.policy.sharding import Shards, gathered
-from verifiers.checkpoints import load_tokenizer, loading, refuse_missing
+from verifiers.checkpoints import load_tokenizer
 from verifiers.errors import ModelError
 
 
@@ -173,11 +174,7 @@ class Models:
 
 def load_language_model(path: str) -> Any:
     """A causal language model in float32, dropout off. Raises ModelError, MissingFileError."""
-    with loading(path, "a causal language model"):
-        from transformers import AutoModelForCausalLM
-
-        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    refuse_missing(path, "a causal language model", report["missing_keys"])
+    model, _ = load_policy(path)
     # Dropout would make the trainer's log-probabilities others than the sampler's.
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -30,7 +30,7 @@ from rewardkit.rl.loss.tally import Tally, over
 from rewardkit.rl.policy.models import Models
 from rewardkit.rl.policy.reader import Drawn, TokenReader
 from rewardkit.rl.sampling.drawing import Order
-from rewardkit.sources import problems_from
+from rewardkit.sources import is_playground, problems_from
 from verifiers.core import Response, derive_seed
 from verifiers.errors import DataError
 from verifiers.records import open_rows
@@ -101,7 +101,7 @@ def text_rows(source: str) -> list[SftRow]:
     A row is {"text"}, or any layout that `sft` reads; the playground's are its problems with their worked solutions.
     Raises MissingFileError, ConfigError or DataError in one sentence.
     """
-    if source.startswith("playground"):
+    if is_playground(source):
         return [
             SftRow(
                 prompt=problem.prompt,

@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rewardkit.rl.rewards.scored import StepRewards
+from rewardkit.rl.rewards.scored import StepRewards, usable
 from verifiers.errors import ConfigError, MissingFileError
 
 VARIABLE = "REWARDKIT_REWARD_FUNCTION"
@@ -75,6 +75,10 @@ def load_function(spec: str) -> Callable[..., Any]:
     return result
 
 
+RESERVED = ("mean", "std", "unscored")
+"""What a reward's own figures are called."""
+
+
 def call(function: Callable[..., Any], columns: Mapping[str, Any]) -> dict[str, Any]:
     """Call it on a batch: {"entries", "metrics", "extra"}, or {"kind", "detail"} where the whole batch is at fault.
 
@@ -85,7 +89,11 @@ def call(function: Callable[..., Any], columns: Mapping[str, Any]) -> dict[str, 
     extra: dict[str, list[str]] = {}
 
     def log_metric(name: str, value: Any) -> None:
-        metrics[str(name)] = float(value)
+        if name in RESERVED:
+            raise ValueError(f"log_metric({name!r}) would take the place of the reward's own figure; use another name")
+        if not math.isfinite(number := float(value)):
+            raise ValueError(f"log_metric({name!r}) got {value!r}; log finite numbers")
+        metrics[str(name)] = number
 
     def log_extra(name: str, values: Any) -> None:
         extra[str(name)] = [str(value) for value in values]
@@ -146,7 +154,7 @@ def _entry(value: Any, row: int, tokens: int) -> Any:
         number = math.nan if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    if not usable(number):
         return {"kind": "not_a_number", "detail": f"returned {value!r:.60} for completion {row}"}
     return number
 

@@ -31,8 +31,9 @@ from rewardkit.rl.rewards.scored import (
 from rewardkit.rl.rewards.sources import FunctionSource, Later, OutcomeSource, ScorerSource, Source, step_source
 from rewardkit.rl.rewards.specs import OnError, RewardConfig, RewardSpec, check_names, check_weight
 from rewardkit.rl.rewards.workers import RewardWorkers
+from verifiers.compose import is_group_relative
 from verifiers.core import Problem, Response, Scorer, StepScorer
-from verifiers.errors import ConfigError, RewardError
+from verifiers.errors import ConfigError, DataError, RewardError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,26 @@ class RewardList:
         whole = " + ".join(f"{part.weight:g} x {part.name}{' (steps)' * part.source.steps}" for part in self.parts)
         how = [part.source.workers.about for part in self.parts if isinstance(part.source, FunctionSource)]
         return "; ".join([whole, *how])
+
+    def check(self, problems: Sequence[Problem], *, group: int) -> None:
+        """Whether a run can ask for these rewards, before it draws for them.
+
+        Raises DataError for a problem without the reference answer that a verifier needs, ConfigError for one that
+        compares the responses to a problem where there is one alone.
+        """
+        for part in self.parts:
+            scorer = part.source.scorer if isinstance(part.source, ScorerSource) else None
+            if group == 1 and is_group_relative(scorer):
+                raise ConfigError(
+                    f"group=1 leaves the reward {part.name} nothing to compare a response with; make group larger, or "
+                    "leave the reward out"
+                )
+            for problem in problems if getattr(scorer, "needs_answer", False) else ():
+                if problem.answer is None:
+                    raise DataError(
+                        f"problem {problem.id!r} has no reference answer, which the reward {part.name} needs; give it "
+                        "one, or leave the problem out"
+                    )
 
     def start(self) -> None:
         """Load every reward function in its workers. RewardError where one cannot be loaded."""

@@ -19,6 +19,13 @@ from verifiers.errors import RewardError
 
 ABSTAINED = "abstained"
 """Kind of an unscored response for which a reward function returned None."""
+LARGEST = 1e18
+"""Size of a reward whose square float32 can still hold."""
+
+
+def usable(value: float) -> bool:
+    """Whether a number can be a reward: finite, and no larger than what variances can be taken of."""
+    return abs(value) <= LARGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +52,8 @@ class StepRewards:
             return f"ends that do not rise from 0: {list(self.ends)!r:.80}"
         if self.ends and self.ends[-1] >= tokens:
             return f"the end {self.ends[-1]} in a response of {tokens} tokens"
-        if not all(isinstance(value, float) and math.isfinite(value) for value in self.values):
-            return f"values that are no finite numbers: {list(self.values)!r:.80}"
+        if not all(isinstance(value, float) and usable(value) for value in self.values):
+            return f"values that are no finite numbers up to {LARGEST:g}: {list(self.values)!r:.80}"
         return ""
 
 

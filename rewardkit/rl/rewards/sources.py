@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from prm.credit import Reduction, response_score
 from rewardkit.offline.tokens import tokenizer_mark
-from rewardkit.rl.rewards.scored import PartValues, StepRewards, Unscored, Value
+from rewardkit.rl.rewards.scored import PartValues, StepRewards, Unscored, Value, usable
 from rewardkit.rl.rewards.workers import RewardWorkers
 from verifiers.compose import judged
 from verifiers.core import Problem, Response, Scorer, StepScorer, Verdict
@@ -170,7 +170,7 @@ class StepSource:
     def _value(self, scores: tuple[float, ...] | DataError, ends: tuple[int, ...]) -> Value:
         if isinstance(scores, DataError):
             return _unreadable(self.name, scores)
-        if not all(map(math.isfinite, scores)):
+        if not all(map(usable, scores)):
             return _finite(self.name, math.nan)
         if self.reduction is not None:
             return response_score(scores, self.reduction)
@@ -236,7 +236,7 @@ def _unreadable(name: str, error: DataError) -> Unscored:
 
 
 def _finite(name: str, score: float) -> Value:
-    if math.isfinite(score):
+    if usable(score):
         return float(score)
     detail = f"reward {name} gave the score {score}; its model computes no numbers, check it"
     return Unscored(kind="not_a_number", detail=detail, failed=True)

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardkit.rl.rewards.calling import VARIABLE, call, load_function, split_spec
-from rewardkit.rl.rewards.scored import ABSTAINED, PartValues, StepRewards, Unscored, Value
+from rewardkit.rl.rewards.scored import ABSTAINED, LARGEST, PartValues, StepRewards, Unscored, Value
 from verifiers.core import Problem, Prompt, Response
 from verifiers.errors import ConfigError, RewardError, RewardkitError
 from verifiers.sandbox import START_SECONDS, WorkerPool
@@ -41,7 +41,7 @@ _ADVICE = {
     "raised": "mend it, or let it return None where it cannot tell",
     "wrong_length": "it must return one number, None or StepRewards a completion",
     "wrong_type": "it must return a list with one number, None or StepRewards a completion",
-    "not_a_number": "return a finite number, or None to leave it unscored",
+    "not_a_number": f"return a finite number up to {LARGEST:g}, or None to leave it unscored",
     "bad_steps": "give one value and one end a step, ends rising and inside the response",
 }
 
@@ -214,10 +214,13 @@ class RewardWorkers:
         said = f"reward function {self.name}"
         if failure == "timeout":
             return (
-                f"{said} did not return within {self.timeout_s:g} s and was killed; make it faster or raise timeout_s"
+                f"{said} did not return within {self.timeout_s:g} s and was killed; make it faster, or raise "
+                "timeout_s (--reward-timeout)"
             )
         if failure == "memory":
-            return f"{said} needed more than {self.memory_mb} MiB; let it use less or raise memory_mb"
+            return (
+                f"{said} needed more than {self.memory_mb} MiB; let it use less, or raise memory_mb (--reward-memory)"
+            )
         return f"{said} ended its process ({detail}); it must return, not exit or crash"
 
     def _all(self, rows: int, kind: str, detail: str) -> PartValues:

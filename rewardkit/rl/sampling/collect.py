@@ -27,7 +27,7 @@ from rewardkit.rl.rewards.judging import Judging
 from rewardkit.rl.rewards.scored import Scored
 from rewardkit.rl.sampling.drawing import Draw, Group
 from rewardkit.rl.sampling.supply import Supply
-from rewardkit.rl.steps import Sampled, outcomes_of
+from rewardkit.rl.steps import Sampled
 from verifiers.core import StopReason
 
 ENDS = {"finished": StopReason.STOP, "truncated": StopReason.LENGTH, "repetition": StopReason.REPETITION}
@@ -134,7 +134,7 @@ def _round(
         )
         work = time.perf_counter() - started
     note("score")
-    return Sampled(groups=tuple(groups), scored=scored, outcomes=outcomes_of(scored, outcome)), work
+    return Sampled(groups=tuple(groups), scored=scored, outcomes=scored.parts[outcome]), work
 
 
 def informative(part: Sampled, config: RlConfig) -> list[tuple[int, Sampled]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rewardkit.rl.settings.checks import choose, number, read_by
+from rewardkit.rl.settings.checks import choose, flag, number, read_by
 from verifiers.errors import ConfigError
 
 _ANY = ("off_policy", "reject", "reject_above", "entropy_top", "clip_cov", "cov_low", "cov_high")
@@ -49,6 +49,8 @@ class Masks:
     """Tokens go to the experts that the sampler sent them to, of a mixture of experts (DeepSeek-V3.2)."""
 
     def __post_init__(self) -> None:
+        for name in ("truncated", "keep_sampling", "keep_routing"):
+            flag(f"masks.{name}", getattr(self, name))
         choose("masks.importance", self.importance, Literal["none", "truncate", "mask"])
         if self.importance == "none":
             read_by("masks", self, "importance", (), _ANY)

@@ -187,6 +187,9 @@ class Shaping:
         for name in ("overlong", "length", "length_after", "repetition", "ngram"):
             if getattr(self, name) is not None:
                 number(f"shaping.{name}", getattr(self, name), 0.0)
+        for name in ("length_after", "ngram"):
+            if not isinstance(getattr(self, name), int | None):
+                raise ConfigError(f"shaping.{name} must be a whole number; got {getattr(self, name)!r}")
         if self.cache is not None:
             number("shaping.cache", self.cache, 0.0, 1.0)
         for name, owner in (("cache", "overlong"), ("length_after", "length"), ("ngram", "repetition")):

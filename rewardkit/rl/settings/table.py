@@ -76,6 +76,8 @@ class Table:
         for name in ("layer", "layer_steps"):
             if getattr(self, name) is not None:
                 number(name, getattr(self, name), 0, open_=name == "layer_steps")
+            if not isinstance(getattr(self, name), int | None):
+                raise ConfigError(f"{name} must be a whole number; got {getattr(self, name)!r}")
         for rules in RULES:
             for broken, reason in rules(self):
                 if broken:
