@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, TypeAlias
 
 from verifiers.errors import ConfigError
@@ -75,7 +76,8 @@ def require(config: Any, names: tuple[str, ...], *, above: bool) -> None:
     """Refuse numbers below 0, or with `above` those that are not above it; infinity and NaN too."""
     for name in names:
         value = getattr(config, name)
-        if type(value) not in (int, float) or not (value > 0 if above else value >= 0) or not value < math.inf:
+        known = isinstance(value, Real) and not isinstance(value, bool)
+        if not known or not (value > 0 if above else value >= 0) or not value < math.inf:
             raise ConfigError(f"{name} must be {'above 0' if above else '0 or more'}; got {value!r}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal
 
 from prm.fit_config import default, refuse_without_effect, require, require_choices
@@ -130,10 +131,11 @@ class RlConfig:
     def __post_init__(self) -> None:
         counts = ("steps", "prompts", "group", "epochs", "updates", "micro_rows", "max_new_tokens", "rounds")
         for name in (*counts, "ptx_rows"):
-            if type(getattr(self, name)) is not int:
-                raise ConfigError(f"{name} must be a whole number; got {getattr(self, name)!r}")
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more; got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise ConfigError(f"{name} must be a whole number; got {value!r}")
+            if value < 1:
+                raise ConfigError(f"{name} must be 1 or more; got {value!r}")
         require(self, ("rate", "implicit_rate", "max_grad_norm", "temperature", "lora_alpha"), above=True)
         require(self, ("warmup", "weight_decay", "lora_rank", "eval_every", "save_steps"), above=False)
         for name, above in (("row_tokens", False), ("gap", True)):
