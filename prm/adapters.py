@@ -34,7 +34,7 @@ from prm.backbone import CARD, ModelCard, load_backbone
 from prm.heads import LayeredHead, LayeredTrunk, PairHead, ScalarHead, ValueTrunk, head_of
 from prm.readings import AnswerSpan, OwnReading, Pieces, Reading, TaggedChat, TaggedText, Turns
 from verifiers.checkpoints import load_tokenizer, loading, refuse_missing
-from verifiers.errors import ConfigError, ModelError
+from verifiers.errors import ConfigError, MissingFileError, ModelError
 
 WHAT = "a process reward model"
 
@@ -268,7 +268,10 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def recognise(path: str) -> str:
-    """The adapter of a checkpoint. Raises ModelError, with the names there are, where nothing tells."""
+    """The adapter of a checkpoint. Raises ModelError, with the names there are, where nothing tells.
+
+    MissingFileError where there is neither a folder nor a hub id of that name.
+    """
     if Path(path, CARD).exists():
         card = ModelCard.load(path)
         return card.adapter or ("implicit" if card.head == "implicit" else "rewardkit")
@@ -283,6 +286,11 @@ def recognise(path: str) -> str:
     for name, adapter in ADAPTERS.items():
         if adapter.hub_id and re.search(adapter.hub_id, path, re.IGNORECASE):
             return name
+    if not Path(path).exists() and not architectures:
+        raise MissingFileError(
+            f"{path} is no folder, and the hub gave no config.json of that name; give the path of a process reward "
+            "model or a hub id"
+        )
     raise ModelError(
         f"{path} is not known as a process reward model (it holds {', '.join(architectures) or 'no architecture'}); "
         f"name its convention by adapter=, one of {', '.join(ADAPTERS)}, or train one from it with "

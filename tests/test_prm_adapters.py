@@ -22,7 +22,7 @@ from prm.adapters import ADAPTERS, recognise
 from prm.generative import GenPrm, ThinkPrm
 from prm.model import ProcessModel
 from verifiers.core import Problem, StepScorer
-from verifiers.errors import ConfigError, DataError, ModelError
+from verifiers.errors import ConfigError, DataError, MissingFileError, ModelError
 from verifiers.steps import text_response
 
 PROMPTS = [
@@ -144,6 +144,13 @@ def test_an_unknown_model_names_the_conventions(folders: dict[str, Path], tmp_pa
         ProcessModel.load(plain, adapter="nothing")
     with pytest.raises(ConfigError, match="holds bare weights; say whose configuration"):
         ProcessModel.load(folders["pqm"], adapter="pqm")
+
+
+def test_a_name_without_a_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"^nowhere is no folder, and the hub gave no config\.json of that name"):
+        recognise("nowhere")
+    with pytest.raises(MissingFileError, match="no checkpoint folder at"):
+        ProcessModel.load(tmp_path / "nowhere")
 
 
 def test_missing_weights_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
