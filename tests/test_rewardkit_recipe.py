@@ -92,15 +92,17 @@ def test_the_page_has_the_settings_of_the_benchmark(monkeypatch: pytest.MonkeyPa
 def test_the_settings_of_the_relatives_are_the_page_s(monkeypatch: pytest.MonkeyPatch) -> None:
     relatives = script("rl_relatives", monkeypatch)
     arms = relatives.arms(relatives.Size())
-    for out, name in (("distilled", "distillation"), ("kdrl", "KDRL, k2")):
+    for out, name in (("distilled", "distillation, right teacher, one a problem"), ("kdrl", "KDRL, k2")):
         train, arm = job_of(out).train, arms[name]
         assert (train.preset, train.change, train.rate, train.steps) == (arm.preset, arm.change, arm.rate, arm.steps)
+        assert (train.prompts, train.group, train.epochs) == (arm.prompts, arm.group, arm.epochs)
         assert (train.teacher is not None) is arm.teacher
+        assert (train.teacher == "data/playground/policy-right") is arm.right
     # Every arm is a run that the library accepts, and ends with a measurement.
     for arm in arms.values():
         relatives.RlConfig(
-            init="p", preset=arm.preset, change=arm.change, teacher="t" if arm.teacher else None, prompts=8,
-            updates=arm.updates,
+            init="p", preset=arm.preset, change=arm.change, teacher="t" if arm.teacher else None, prompts=arm.prompts,
+            group=arm.group, updates=arm.updates,
         )  # fmt: skip
         assert arm.steps % arm.every == 0
 
